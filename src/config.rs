@@ -64,7 +64,7 @@ pub struct Config {
     pub error_after: Option<Duration>,
     /// `retry_min=100ms`: first back-off.
     pub retry_min: Duration,
-    /// `retry_max=10s`: longest back-off.
+    /// `retry_max=5s`: longest back-off.
     pub retry_max: Duration,
     /// `open_timeout=30s`: how long `open` tries to reach the origin of an image it does not know yet.
     pub open_timeout: Duration,
@@ -99,7 +99,7 @@ impl Default for Config {
             bulk: false,
             error_after: None,
             retry_min: Duration::from_millis(100),
-            retry_max: Duration::from_secs(10),
+            retry_max: Duration::from_secs(5),
             open_timeout: Duration::from_secs(30),
             checkpoint: Duration::from_secs(1),
             ring: 1024,
@@ -109,7 +109,7 @@ impl Default for Config {
 }
 
 /// Most fetch threads an image may have.
-pub const CONNECTIONS_MAX: usize = 64;
+pub const CONNECTIONS_MAX: usize = 63;
 
 impl Config {
     /// Reads options in order; a later value of a key replaces an earlier one, but `mirror` and `header` add up.
@@ -278,7 +278,7 @@ mod tests {
     fn bad_options_are_named() {
         for (option, part) in [
             ("conections=3", "no such option"),
-            ("connections=0", "from 1 to 64"),
+            ("connections=0", "from 1 to 63"),
             ("fill=maybe", "on or off"),
             ("stall_timeout=0", "longer than 0"),
             ("retry_min=3 parsecs", "duration"),

@@ -3,4 +3,10 @@
 pub mod block;
 pub mod config;
 pub mod error;
+pub mod gate;
+pub mod link;
+pub mod planner;
 pub mod source;
+mod sync;
+mod sys;
+pub mod time;
