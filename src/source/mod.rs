@@ -79,6 +79,9 @@ pub trait Source: Send + Sync {
         let _ = lane;
     }
 
+    /// Makes fetches that are under way return soon, and later ones at once: the image is closing.
+    fn abort(&self) {}
+
     /// Number of requests that went to a server so far, for statistics.
     fn requests(&self) -> u64 {
         0
