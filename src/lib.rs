@@ -4,3 +4,4 @@ pub mod block;
 pub mod config;
 pub mod error;
 pub mod source;
+pub mod store;
