@@ -14,6 +14,7 @@ pub mod notify;
 pub mod planner;
 pub mod source;
 pub mod stats;
+pub mod store;
 mod sync;
 mod sys;
 pub mod time;
