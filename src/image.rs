@@ -54,7 +54,7 @@ impl Image {
     /// Blocks until the origin has said what the image is, unless the cache knows it from before: then no contact
     /// is made. Errors: what the origin, the cache or the options are wrong about.
     pub fn open<S: AsRef<str>>(options: impl IntoIterator<Item = S>) -> Result<Self> {
-        Self::open_notifying(options, Notifier::Queue(CompletionQueue::new()?))
+        Self::open_notifying(options, Notifier::Queue(Box::new(CompletionQueue::new()?)))
     }
 
     /// Opens an image whose completions go to `ready`, called on library threads.
@@ -66,10 +66,7 @@ impl Image {
     }
 
     /// Opens an image with completions going where `notifier` says.
-    pub fn open_notifying<S: AsRef<str>>(
-        options: impl IntoIterator<Item = S>,
-        notifier: Notifier,
-    ) -> Result<Self> {
+    pub fn open_notifying<S: AsRef<str>>(options: impl IntoIterator<Item = S>, notifier: Notifier) -> Result<Self> {
         Self::open_config(Config::parse(options)?, notifier)
     }
 
@@ -83,7 +80,9 @@ impl Image {
         if let Some(pinned) = &pinned {
             let block_bytes = pinned.geometry.block_bytes();
             if config.block_bytes_given && config.block_bytes != block_bytes {
-                let reason = format!("this cache was made with block_size={block_bytes}; leave the option out or use another cache");
+                let reason = format!(
+                    "this cache was made with block_size={block_bytes}; leave the option out or use another cache"
+                );
                 return Err(Error::option("block_size", &config.block_bytes.to_string(), reason));
             }
             config.block_bytes = block_bytes;
@@ -117,7 +116,7 @@ impl Image {
             source.name(),
             geometry.size(),
             gate.states.resident_count() * geometry.block_bytes(),
-            store.path().display()
+            store.path().map_or("a temporary file".into(), |path| path.to_string_lossy())
         );
         let engine = Engine::start(gate, store, journal, source, notifier, config)?;
         Ok(Self { engine, map: OnceLock::new(), opened: Moment::now() })
@@ -188,7 +187,7 @@ impl Image {
 
     /// Readable while [`Image::reap`] has completions; `None` when a callback gets them.
     pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.engine.queue().map(CompletionQueue::event_fd)
+        self.engine.queue().map(|queue| queue.event_fd())
     }
 
     /// Reads the local file. Only what is resident means anything.
@@ -224,8 +223,8 @@ impl Image {
         self.engine.shared.store.fd()
     }
 
-    /// Path of the local file, for messages.
-    pub fn path(&self) -> &Path {
+    /// Path of the local file; `None` for a nameless temporary one.
+    pub fn path(&self) -> Option<&Path> {
         self.engine.shared.store.path()
     }
 
@@ -330,7 +329,11 @@ impl Image {
                 self.engine.with_planner(|p| p.set_error_after(limit));
             }
             _ => {
-                return Err(Error::option(key, value, "cannot be changed while the image is open (prefetch, fill and error_after can)"));
+                return Err(Error::option(
+                    key,
+                    value,
+                    "cannot be changed while the image is open (prefetch, fill and error_after can)",
+                ));
             }
         }
         Ok(())
@@ -350,7 +353,7 @@ impl Image {
     pub fn finish(mut self) -> Result<()> {
         if !self.is_complete() {
             let missing = self.size() - self.stats().resident_bytes;
-            return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.path().display())));
+            return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.source_name())));
         }
         self.engine.finish()
     }
