@@ -139,8 +139,9 @@ pub(super) fn bind<F: Folder>(
             if bytes.map_err(|e| Error::io(format_args!("cannot examine {shown}"), e))? > 0 {
                 return Err(unjournalled(&shown, &folder.show(&names.journal)));
             }
+            let made = present.is_none();
             let chain = Chain::create(folder, names, header)?;
-            let image = find_image(folder, names, size, false)?;
+            let image = find_image(folder, names, size, false).inspect_err(|_| withdraw(folder, names, made))?;
             sync_image::<F>(&image, &shown)?;
             folder.sync()?;
             Ok(Bound { image, chain, runs: Vec::new() })
@@ -172,6 +173,15 @@ fn find_image<F: Folder>(folder: &F, names: &Names, size: u64, claimed: bool) ->
         return Err(Error::new(errno::EIO, text));
     }
     Ok(image)
+}
+
+/// Takes back a new cache whose image could not be made, so that it is not in the way of another attempt.
+fn withdraw<F: Folder>(folder: &F, names: &Names, made: bool) {
+    let image = if made { folder.remove(&names.image) } else { Ok(()) };
+    // In this order: there must never be an image without a journal.
+    if let Err(error) = image.and_then(|()| folder.remove(&names.journal)) {
+        log::warn!("{error}; remove it before another attempt");
+    }
 }
 
 fn sync_image<F: Folder>(image: &F::File, shown: &str) -> Result<()> {

@@ -18,14 +18,14 @@ fn names() -> Names {
     Names::of("disk".as_ref())
 }
 
-fn header(salt: u64) -> Header {
+fn header(now_s: i64, salt: u64) -> Header {
     let identity = Identity { size: BLOCKS * BLOCK_BYTES, validator: Some("\"a\"".into()), mtime_s: None };
-    Header::new(&identity, Geometry::new(identity.size, BLOCK_BYTES).unwrap(), "test", 1, salt).unwrap()
+    Header::new(&identity, Geometry::new(identity.size, BLOCK_BYTES).unwrap(), "test", now_s, salt).unwrap()
 }
 
 fn open(disk: &Disk, salt: u64) -> Result<Bound<Disk>> {
     let found = Chain::open(disk, &names())?;
-    bind(disk, &names(), found, header(salt))
+    bind(disk, &names(), found, header(salt as i64, salt))
 }
 
 /// The content of a block in its `version`th writing.
@@ -309,6 +309,16 @@ fn after_a_failed_sync_nothing_is_recorded_any_more() {
         assert!(later.to_string().contains(&first), "{later}");
         assert!(bound.chain.compact(run.into_iter()).is_err() && !bound.chain.wants_compaction());
     }
+}
+
+#[test]
+fn a_time_the_origin_does_not_tell_is_chosen_once() {
+    let disk = Disk::new(1, Faults::default());
+    assert_eq!(open(&disk, 5).unwrap().chain.header().mtime_s, 5);
+    let mut bound = open(&disk, 99).unwrap();
+    bound.chain.compact(bound.runs.into_iter()).unwrap();
+    let (chain, _) = Chain::open(&disk, &names()).unwrap().unwrap();
+    assert_eq!((chain.header().mtime_s, chain.header().pinned.identity.mtime_s), (5, None));
 }
 
 #[test]
