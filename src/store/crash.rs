@@ -193,6 +193,48 @@ fn so_it_is_on_a_disk_that_is_often_full_and_sometimes_fails() {
 }
 
 #[test]
+fn opening_may_be_stopped_twice_at_any_moments() {
+    let fresh = |stop_at: Option<u64>| {
+        let disk = Disk::new(1, Faults::default());
+        stop_at.inspect(|moment| disk.stop_at(*moment));
+        let _ = open(&disk, 5);
+        disk
+    };
+    let moments = fresh(None).moments();
+    assert!(moments > 15);
+    for first in 0..moments {
+        for second in 0..=moments {
+            let disk = fresh(Some(first)).after_kill();
+            disk.stop_at(disk.moments() + second);
+            let _ = open(&disk, 6);
+            for seed in 0..20 {
+                let disk = disk.after_power_failure(seed);
+                let bound = open(&disk, 7).unwrap_or_else(|e| panic!("stops {first} and {second}, seed {seed}: {e}"));
+                assert_eq!(bound.runs, []);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_record_that_could_not_be_synced_is_not_believed_by_the_next_session() {
+    let mut failures = 0;
+    for seed in 0..100 {
+        let disk = Disk::new(seed, Faults::default());
+        let mut bound = open(&disk, 5).unwrap();
+        disk.set_faults(Faults { full_one_in: 0, sync_one_in: 2 });
+        let failed = (0..BLOCKS).any(|block| bound.chain.append(&[BlockRange::new(block, block + 1)]).is_err());
+        failures += u64::from(failed);
+        disk.set_faults(Faults::default());
+        let disk = disk.after_kill();
+        let believed = open(&disk, 6).unwrap().runs;
+        // What the page cache showed must be on the disk as well.
+        assert_eq!(open(&disk.after_power_failure(seed), 7).unwrap().runs, believed, "seed {seed}");
+    }
+    assert!(failures > 90);
+}
+
+#[test]
 fn finishing_leaves_a_journal_that_says_all_or_an_image_that_has_all() {
     let whole: Vec<u8> = (0..BLOCKS).flat_map(|block| content(block, 1)).collect();
     let run = |stop_at: Option<u64>| {

@@ -46,7 +46,8 @@ pub(super) struct Header {
     /// The modification time that the image file shows, in seconds since 1970: the published one, or, where the
     /// origin does not tell, that of the cache's making. It has to be *some* constant: copy-on-write files remember it.
     pub mtime_s: i64,
-    /// Tells the records of this journal from those of all others: begins their chain of checksums.
+    /// Random; tells the records of this cache from those of all others, because it begins their chain of checksums.
+    /// A rewritten journal keeps it: should an older one's leftovers ever continue the chain, they are true.
     pub salt: u64,
 }
 
