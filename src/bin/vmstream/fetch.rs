@@ -9,8 +9,8 @@ use crate::Outcome;
 
 /// Fetch a whole image into FILE, going on where an earlier run stopped
 ///
-/// Until it is complete a journal lies beside FILE; it remembers what has arrived. When the last block is here the
-/// journal goes away and FILE is an ordinary raw image.
+/// Until it is complete a journal lies beside FILE; it remembers what has arrived. With the last block
+/// FILE is an ordinary raw image.
 #[derive(Args)]
 pub struct FetchArgs {
     /// The raw image: http://, https://, file: or pattern:SIZE
@@ -21,7 +21,6 @@ pub struct FetchArgs {
     pub output: PathBuf,
 
     /// Set an option of the image, such as mirror=URL or connections=4; repeatable
-    // Only the long form: -o is the output here, as in other programs that fetch.
     #[arg(long = "option", value_name = "KEY=VALUE")]
     pub options: Vec<String>,
 

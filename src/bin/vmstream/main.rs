@@ -28,19 +28,22 @@ use vmstream::error::Result;
 /// The command line did not make sense; clap's own number for it too.
 const EXIT_USAGE: u8 = 2;
 
+/// Where the help of a subcommand puts the options that all of them have.
+const MESSAGES: &str = "Messages";
+
 #[derive(Parser)]
-#[command(name = "vmstream", version, about, propagate_version = true, max_term_width = 100)]
+#[command(name = "vmstream", version, about, propagate_version = true)]
 #[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 128+N ended early by signal N.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 
     /// Say more on standard error; repeat for more still
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = MESSAGES)]
     verbose: u8,
 
     /// Say errors only; given twice, nothing at all
-    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "verbose", help_heading = MESSAGES)]
     quiet: u8,
 }
 

@@ -32,7 +32,7 @@ pub struct MountArgs {
     pub allow_other: bool,
 
     /// Set an option of the image, such as mirror=URL or connections=4; repeatable
-    #[arg(short, long = "option", value_name = "KEY=VALUE")]
+    #[arg(long = "option", value_name = "KEY=VALUE")]
     pub options: Vec<String>,
 
     /// Keep the state in this file, as one JSON object that is replaced about once a second
