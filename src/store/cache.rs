@@ -126,10 +126,10 @@ pub(super) fn bind<F: Folder>(
                 sync_image::<F>(&image, &shown)?;
                 folder.sync()?;
             }
-            if chain.wants_compaction() {
-                if let Err(error) = chain.compact(runs.iter().copied()) {
-                    log::warn!("{error}; the journal stays as long as it is");
-                }
+            if chain.wants_compaction()
+                && let Err(error) = chain.compact(runs.iter().copied())
+            {
+                log::warn!("{error}; the journal stays as long as it is");
             }
             Ok(Bound { image, chain, runs })
         }

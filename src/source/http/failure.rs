@@ -65,10 +65,10 @@ impl Failure {
 
     /// Classifies an error of reading a body.
     pub fn of_io(error: &io::Error, reached: bool, stall: Duration) -> Self {
-        if let Some(inner) = error.get_ref() {
-            if let Some(error) = inner.downcast_ref::<ureq::Error>() {
-                return Self::of(error, reached, stall);
-            }
+        if let Some(inner) = error.get_ref()
+            && let Some(error) = inner.downcast_ref::<ureq::Error>()
+        {
+            return Self::of(error, reached, stall);
         }
         match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {

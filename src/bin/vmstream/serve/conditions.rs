@@ -34,19 +34,19 @@ pub fn judge(headers: &HeaderMap, validators: &Validators, now: SystemTime) -> V
         if !matches(&tags, &validators.etag, Comparison::Strong) {
             return Verdict::PreconditionFailed;
         }
-    } else if let (Some(limit), Some(modified)) = (date(headers, &IF_UNMODIFIED_SINCE), validators.modified) {
-        if modified > limit {
-            return Verdict::PreconditionFailed;
-        }
+    } else if let (Some(limit), Some(modified)) = (date(headers, &IF_UNMODIFIED_SINCE), validators.modified)
+        && modified > limit
+    {
+        return Verdict::PreconditionFailed;
     }
     if let Some(tags) = list(headers, &IF_NONE_MATCH) {
         if matches(&tags, &validators.etag, Comparison::Weak) {
             return Verdict::NotModified;
         }
-    } else if let (Some(limit), Some(modified)) = (date(headers, &IF_MODIFIED_SINCE), validators.modified) {
-        if modified <= limit {
-            return Verdict::NotModified;
-        }
+    } else if let (Some(limit), Some(modified)) = (date(headers, &IF_MODIFIED_SINCE), validators.modified)
+        && modified <= limit
+    {
+        return Verdict::NotModified;
     }
     let range = headers.get(IF_RANGE).is_none_or(|value| value.to_str().is_ok_and(|v| same(v, validators, now)));
     Verdict::Proceed { range }
