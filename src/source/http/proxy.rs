@@ -77,7 +77,7 @@ fn route(url: Option<String>, tls: bool) -> Result<Route, Error> {
     if tls || proxy.protocol() != ProxyProtocol::Http {
         return Ok(Route { tunnel: Some(proxy), forward: None });
     }
-    let credentials = proxy.username().map(|name| super::basic(name, proxy.password().unwrap_or_default()));
+    let credentials = proxy.username().map(|name| super::settings::basic(name, proxy.password().unwrap_or_default()));
     let uri = format!("http://{}:{}/", proxy.host(), proxy.port());
     let uri = uri.parse().map_err(|_| Error::option("proxy", "...", "must name a host"))?;
     Ok(Route { tunnel: None, forward: Some((uri, credentials)) })
