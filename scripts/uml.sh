@@ -42,7 +42,6 @@ console_open=no
 # Those that ended and only wait for their parent to ask (state Z) count as gone.
 members() { [ -z "$machine" ] || pgrep -s "$machine" -r R,S,D,T,t || true; }
 
-# shellcheck disable=SC2317  # called by the trap
 cleanup() {
     local pids
     pids=$(members | tr '\n' ' ')
