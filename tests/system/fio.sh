@@ -2,7 +2,7 @@
 # Random reads and writes by fio over a streamed disk, each read checked against what was written before.
 #
 # Four jobs in regions of their own: buffered blocks; buffered pieces of all sizes from single sectors up; direct
-# pieces with a sync after every few; and reads mixed with writes. Beside them discards and writes go at random to
+# pieces with a sync after every few; and reads mixed with writes. After them discards and writes go at random to
 # a fifth region and, the same, to a plain file. Then, from a new mount of the same cache, all that was written is
 # verified once more, and what lies between and behind the regions must still be the origin's.
 set -euo pipefail
@@ -56,15 +56,15 @@ discards() {
         length=$((RANDOM % 40000 + 1))
         for file in "$work/disk/disk" "$work/expected.img"; do
             if ((round % 3)); then
-                fallocate --punch-hole --offset $offset --length $length "$file"
+                fallocate --punch-hole --offset "$offset" --length "$length" "$file"
             else
                 # Bytes of some other place of the source.
                 dd if="$source" of="$file" iflag=skip_bytes,fullblock oflag=seek_bytes skip=$((offset / 2)) \
-                    seek=$offset bs=$length count=1 conv=notrunc status=none
+                    seek="$offset" bs="$length" count=1 conv=notrunc status=none
             fi || return 1
         done
     done
-    cmp --ignore-initial=$discard_begin --bytes=$discard_length "$work/expected.img" "$work/disk/disk"
+    cmp --ignore-initial="$discard_begin" --bytes="$discard_length" "$work/expected.img" "$work/disk/disk"
 }
 # A little more than where the discards may go, to see that nothing beside them changed.
 discard_begin=$((63 * mib)) discard_length=$((10 * mib))
