@@ -18,6 +18,17 @@ pub enum Prefetch {
     Readahead,
 }
 
+impl Prefetch {
+    /// Reads `readahead` or `none`.
+    pub fn parse(key: &str, value: &str) -> Result<Self> {
+        match value {
+            "none" | "off" => Ok(Prefetch::None),
+            "readahead" | "on" => Ok(Prefetch::Readahead),
+            _ => Err(Error::option(key, value, "must be readahead or none")),
+        }
+    }
+}
+
 /// Options of HTTP sources.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
@@ -50,6 +61,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// `block_size=4096`, in bytes.
     pub block_bytes: u64,
+    /// Whether `block_size` was given; a cache keeps the one it was made with.
+    pub block_bytes_given: bool,
     /// `read_only=on`: guest writes are refused.
     pub read_only: bool,
     /// `connections=8`: fetch threads, each with a connection of its own.
@@ -58,13 +71,15 @@ pub struct Config {
     pub prefetch: Prefetch,
     /// `fill=on|off`: use what is left of the link to complete the image.
     pub fill: bool,
+    /// Whether `fill` was given; without a named cache the fill is off unless asked for.
+    pub fill_given: bool,
     /// `bulk=on`: nobody waits for single blocks, so use the largest requests (`vmstream fetch`).
     pub bulk: bool,
     /// `error_after=0`: a demand that fails for so long is answered with -EIO; 0 = wait without end.
     pub error_after: Option<Duration>,
     /// `retry_min=100ms`: first back-off.
     pub retry_min: Duration,
-    /// `retry_max=10s`: longest back-off.
+    /// `retry_max=5s`: longest back-off.
     pub retry_max: Duration,
     /// `open_timeout=30s`: how long `open` tries to reach the origin of an image it does not know yet.
     pub open_timeout: Duration,
@@ -92,14 +107,16 @@ impl Default for Config {
             cache: None,
             file: None,
             block_bytes: BLOCK_BYTES_DEFAULT,
+            block_bytes_given: false,
             read_only: false,
             connections: 8,
             prefetch: Prefetch::Readahead,
             fill: true,
+            fill_given: false,
             bulk: false,
             error_after: None,
             retry_min: Duration::from_millis(100),
-            retry_max: Duration::from_secs(10),
+            retry_max: Duration::from_secs(5),
             open_timeout: Duration::from_secs(30),
             checkpoint: Duration::from_secs(1),
             ring: 1024,
@@ -109,7 +126,7 @@ impl Default for Config {
 }
 
 /// Most fetch threads an image may have.
-pub const CONNECTIONS_MAX: usize = 64;
+pub const CONNECTIONS_MAX: usize = 63;
 
 impl Config {
     /// Reads options in order; a later value of a key replaces an earlier one, but `mirror` and `header` add up.
@@ -156,17 +173,17 @@ impl Config {
             "fault" => self.fault = Some(value.to_owned()),
             "cache" => self.cache = Some(PathBuf::from(value)),
             "file" => self.file = Some(PathBuf::from(value)),
-            "block_size" => self.block_bytes = parse_size(key, value)?,
+            "block_size" => {
+                self.block_bytes = parse_size(key, value)?;
+                self.block_bytes_given = true;
+            }
             "read_only" => self.read_only = parse_switch(key, value)?,
             "connections" => self.connections = number(key, value, 1, CONNECTIONS_MAX)?,
-            "prefetch" => {
-                self.prefetch = match value {
-                    "none" | "off" => Prefetch::None,
-                    "readahead" | "on" => Prefetch::Readahead,
-                    _ => return Err(bad("must be readahead or none")),
-                }
+            "prefetch" => self.prefetch = Prefetch::parse(key, value)?,
+            "fill" => {
+                self.fill = parse_switch(key, value)?;
+                self.fill_given = true;
             }
-            "fill" => self.fill = parse_switch(key, value)?,
             "bulk" => self.bulk = parse_switch(key, value)?,
             "error_after" => self.error_after = Some(parse_duration(key, value)?).filter(|d| !d.is_zero()),
             "retry_min" => self.retry_min = duration_positive(key, value)?,
@@ -278,7 +295,7 @@ mod tests {
     fn bad_options_are_named() {
         for (option, part) in [
             ("conections=3", "no such option"),
-            ("connections=0", "from 1 to 64"),
+            ("connections=0", "from 1 to 63"),
             ("fill=maybe", "on or off"),
             ("stall_timeout=0", "longer than 0"),
             ("retry_min=3 parsecs", "duration"),

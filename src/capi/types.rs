@@ -1,0 +1,147 @@
+//! Types and constants of the C ABI.
+#![allow(non_camel_case_types, reason = "the names of the C header")]
+
+use std::ffi::{c_char, c_void};
+
+/// Major part of the version of this header.
+pub const VMS_VERSION_MAJOR: u32 = 0;
+/// Minor part of the version of this header.
+pub const VMS_VERSION_MINOR: u32 = 1;
+/// Patch part of the version of this header.
+pub const VMS_VERSION_PATCH: u32 = 0;
+
+/// Go ahead now.
+pub const VMS_READY: i32 = 0;
+/// Wait: exactly one completion with the same tag will come.
+pub const VMS_PENDING: i32 = 1;
+
+/// The driver is about to read the range.
+pub const VMS_READ: i32 = 0;
+/// The driver is about to overwrite the range.
+pub const VMS_WRITE: i32 = 1;
+/// The driver is about to discard the range or to overwrite it with zeroes by other means than a write.
+pub const VMS_DISCARD: i32 = 2;
+/// All writes that are done shall become durable. Offset and length are ignored.
+pub const VMS_FLUSH: i32 = 3;
+
+/// Log levels of vms_set_logger, from few messages to many.
+pub const VMS_LOG_ERROR: i32 = 1;
+/// Something is wrong but the guest goes on.
+pub const VMS_LOG_WARN: i32 = 2;
+/// Progress.
+pub const VMS_LOG_INFO: i32 = 3;
+/// Details for developers.
+pub const VMS_LOG_DEBUG: i32 = 4;
+
+/// An open image. Opaque.
+pub struct vms_image {
+    _private: [u8; 0],
+}
+
+/// What to call when a pending request is done.
+///
+/// The three belong together: after the last call (or when vms_open fails) free is called once with user_data.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct vms_ready {
+    /// Called once for each pending request, with the tag of the request and 0 or a negative errno, on a library
+    /// thread with all signals blocked, several at once. It must not block for long and must not call vms_close; it may
+    /// call vms_block_needed and vms_block_done.
+    pub call: Option<unsafe extern "C" fn(user_data: *mut c_void, tag: u64, result: i32)>,
+    /// Handed to both functions.
+    pub user_data: *mut c_void,
+    /// Called once when the library will not use user_data any more. May be NULL.
+    pub free: Option<unsafe extern "C" fn(user_data: *mut c_void)>,
+}
+
+/// One completion, as taken by vms_reap.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct vms_completion {
+    /// The tag of the request.
+    pub tag: u64,
+    /// 0 or a negative errno.
+    pub result: i32,
+    /// 0; keeps the size the same everywhere.
+    pub reserved: u32,
+}
+
+/// Counters of an image since it was opened. Set struct_size to sizeof(struct vms_stats) before the call: a newer
+/// library fills only what an older program knows, an older library leaves the rest 0.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct vms_stats {
+    /// sizeof(struct vms_stats), set by the caller.
+    pub struct_size: u64,
+    /// Size of the image, in bytes.
+    pub size: u64,
+    /// Bytes that are resident now.
+    pub resident_bytes: u64,
+    /// Bytes that came from the source.
+    pub bytes_fetched: u64,
+    /// Bytes known to be zero, not transferred.
+    pub bytes_zero: u64,
+    /// Fetched bytes dropped because the guest had overwritten them first.
+    pub bytes_dropped: u64,
+    /// Requests sent to the source.
+    pub requests: u64,
+    /// Fetches begun for a waiting guest.
+    pub demand_fetches: u64,
+    /// Fetches begun ahead of the guest.
+    pub prefetch_fetches: u64,
+    /// Fetches that failed; those that may pass are tried again.
+    pub fetch_errors: u64,
+    /// Guest requests that found all blocks resident and touched some for the first time.
+    pub first_hits: u64,
+    /// Guest requests that were not ready at once, flushes included.
+    pub misses: u64,
+    /// Guest requests that waited for bytes.
+    pub stalls: u64,
+    /// Of those, the ones whose bytes were on their way already.
+    pub joined: u64,
+    /// Time during which at least one request waited for bytes, in nanoseconds.
+    pub stalled_ns: u64,
+    /// Guest requests that wait now.
+    pub waiting: u64,
+    /// Flushes asked for.
+    pub flushes: u64,
+    /// Times that new blocks were made durable.
+    pub checkpoints: u64,
+    /// Measured rate of the link, in bytes a second; 0 when unknown.
+    pub rate: u64,
+    /// Measured round-trip time, in nanoseconds; 0 when unknown.
+    pub round_trip_ns: u64,
+    /// 1 when the source can never answer again, else 0.
+    pub failed: u64,
+    /// Fetches that failed since one last succeeded; 0 when the link works.
+    pub failures_on_end: u64,
+}
+
+/// What is to be expected. Set struct_size as for vms_stats.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct vms_forecast {
+    /// sizeof(struct vms_forecast), set by the caller.
+    pub struct_size: u64,
+    /// Probability of at least one stall in the time asked about, in millionths (0 to 1000000).
+    pub stall_risk_ppm: u64,
+    /// Time until the image is complete, in nanoseconds; UINT64_MAX when the link's rate is unknown.
+    pub complete_in_ns: u64,
+    /// Bytes not resident yet.
+    pub missing_bytes: u64,
+}
+
+/// Takes a log message: level is one of VMS_LOG_*, message lives for the call. Called on any library thread and on
+/// threads inside vms_open and vms_close.
+pub type vms_log_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, level: i32, message: *const c_char)>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_macros_are_those_of_the_package() {
+        let macros = format!("{VMS_VERSION_MAJOR}.{VMS_VERSION_MINOR}.{VMS_VERSION_PATCH}");
+        assert_eq!(macros, env!("CARGO_PKG_VERSION"));
+    }
+}

@@ -1,0 +1,360 @@
+//! The engine: turns misses into fetches, fetches into resident blocks, and resident blocks into answers.
+//!
+//! All policy state - the planner and what hangs on it - is the *core*, and it has one owner at a time: the thread that
+//! holds its lock. Whoever has news takes the lock for a few microseconds, lets the planner run (a *turn*), and leaves
+//! with what is to be done: answers to give and, for a worker, its next fetch. So a miss wakes an idle worker, which
+//! plans and fetches on the same thread and answers the guest itself: two thread switches, where a separate owner thread
+//! costs four. The gate never takes this lock.
+//!
+//! The *engine thread* owns the time: deadlines, back-off, checkpoints, notes of hits; and it serves misses while all
+//! workers are inside the network. The *syncer* owns the journal.
+
+mod landing;
+mod syncer;
+mod worker;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, unbounded};
+
+use crate::block::{Block, BlockRange};
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::error::{Error, Result, errno};
+use crate::gate::{ENGINE_SEAT, Gate, Op, Reply, State};
+use crate::notify::{Completion, Notifier};
+use crate::planner::{Action, Blocks, Class, Event, FetchId, Planner, RequestId};
+use crate::source::Source;
+use crate::store::{Journal, Store};
+use crate::sys::with_signals_blocked;
+use crate::time::Moment;
+use syncer::SyncJob;
+
+/// How long notes of hits may wait while they keep coming.
+const NOTES_BATCH: Duration = Duration::from_millis(5);
+/// Deadline that never comes.
+const NEVER: Moment = Moment(u64::MAX);
+/// Stack of a library thread, in bytes: TLS handshakes need the most.
+const STACK_BYTES: usize = 512 << 10;
+
+/// A fetch for a worker.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    fetch: FetchId,
+    range: BlockRange,
+}
+
+/// An answer to give once the core's lock is released.
+type Answer = (Reply, i32);
+
+/// Everything that policy decides on. One owner at a time: whoever holds the lock.
+struct Core {
+    planner: Planner,
+    requests: u64,
+    replies: HashMap<RequestId, Reply>,
+    jobs: VecDeque<Job>,
+    actions: Vec<Action>,
+    /// When the engine thread will look again by itself.
+    engine_wakes: Moment,
+    /// When what arrived shall be made durable.
+    checkpoint_at: Option<Moment>,
+    notes_seen: bool,
+}
+
+/// What all threads of an image share.
+pub(crate) struct Shared {
+    pub gate: Gate,
+    pub store: Store,
+    pub source: Box<dyn Source>,
+    pub counters: Counters,
+    notifier: Notifier,
+    core: Mutex<Core>,
+    /// Length of the job queue, to look at without the lock.
+    jobs: AtomicUsize,
+    sync: Sender<SyncJob>,
+    closing: AtomicBool,
+    checkpoint: Duration,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Blocks for Gate {
+    fn state(&self, block: Block) -> State {
+        self.states.state(block)
+    }
+    fn first_missing(&self, range: BlockRange) -> Option<Block> {
+        self.states.first_missing(range)
+    }
+    fn first_absent(&self, range: BlockRange) -> Option<Block> {
+        self.states.first_absent(range)
+    }
+    fn first_present(&self, range: BlockRange) -> Option<Block> {
+        self.states.first_present(range)
+    }
+    fn claim(&self, range: BlockRange) -> bool {
+        self.states.claim(range)
+    }
+    fn watch(&self, on: bool) {
+        Gate::watch(self, on);
+    }
+}
+
+/// A lock that outlives a panic: the callback of an embedder must not take the image down with it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// One turn of the planner: takes in what the gate has, decides, and leaves fetches in the job queue and answers in
+    /// `answers`.
+    fn turn(&self, core: &mut Core, event: Option<Event>, answers: &mut Vec<Answer>) {
+        let now = Moment::now();
+        let mut actions = std::mem::take(&mut core.actions);
+        if let Some(event) = event {
+            core.planner.on(event, now, &self.gate, &mut actions);
+        }
+        if self.gate.take_attention() {
+            core.planner.on(Event::WritesEnded, now, &self.gate, &mut actions);
+        }
+        while let Some(note) = self.gate.next_note() {
+            core.planner.on(Event::Touched(note.range), now, &self.gate, &mut actions);
+            core.notes_seen = true;
+            core.checkpoint_at.get_or_insert(now + self.checkpoint);
+        }
+        while let Some(miss) = self.gate.next_miss() {
+            self.counters.misses.add(1);
+            if miss.op == Op::Flush {
+                self.counters.flushes.add(1);
+                if self.sync.send(SyncJob::Flush(miss.reply)).is_err() {
+                    answers.push((miss.reply, -errno::ECANCELED));
+                }
+                continue;
+            }
+            core.requests += 1;
+            let id = RequestId(core.requests);
+            core.replies.insert(id, miss.reply);
+            let request = Planner::request(self.gate.geometry(), miss.op, miss.offset, miss.length, now);
+            self.gate.states.touch(request.touched);
+            core.planner.on(Event::Needed(id, request), now, &self.gate, &mut actions);
+        }
+        if !self.closing.load(Ordering::Acquire) {
+            core.planner.plan(now, &self.gate, &mut actions);
+        }
+        for action in actions.drain(..) {
+            match action {
+                Action::Complete(id, result) => answers.extend(core.replies.remove(&id).map(|reply| (reply, result))),
+                Action::Fetch(fetch, range, Class::Demand) => core.jobs.push_front(Job { fetch, range }),
+                Action::Fetch(fetch, range, Class::Prefetch) => core.jobs.push_back(Job { fetch, range }),
+            }
+        }
+        core.actions = actions;
+        self.jobs.store(core.jobs.len(), Ordering::Release);
+        if core.planner.deadline().is_some_and(|at| at < core.engine_wakes)
+            || core.checkpoint_at.is_some_and(|at| at < core.engine_wakes)
+        {
+            core.engine_wakes = now; // it will set this itself
+            self.gate.signal.ring_seat(ENGINE_SEAT);
+        }
+    }
+
+    /// Gives answers. Never under the core's lock: a callback may take its time or call the gate.
+    fn answer(&self, answers: &mut Vec<Answer>) {
+        for (reply, result) in answers.drain(..) {
+            self.gate.completed();
+            match reply {
+                Reply::Place(place) => self.gate.answer(place, result),
+                Reply::Tag(tag) => self.notifier.notify(Completion { tag, result }),
+            }
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Remembers and logs an error.
+    fn report(&self, level: log::Level, message: String) {
+        log::log!(level, "{message}");
+        *lock(&self.last_error) = Some(message);
+    }
+}
+
+/// The running engine of one image.
+pub(crate) struct Engine {
+    pub shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    syncer: Option<JoinHandle<(Journal, Result<()>)>>,
+}
+
+impl Engine {
+    /// Starts the threads.
+    pub fn start(
+        gate: Gate,
+        store: Store,
+        journal: Journal,
+        source: Box<dyn Source>,
+        notifier: Notifier,
+        config: &Config,
+    ) -> Result<Self> {
+        let (sync, sync_jobs) = unbounded();
+        let seed = Moment::now().0;
+        let core = Core {
+            planner: Planner::new(gate.geometry(), config, seed),
+            requests: 0,
+            replies: HashMap::new(),
+            jobs: VecDeque::new(),
+            actions: Vec::new(),
+            engine_wakes: NEVER,
+            checkpoint_at: None,
+            notes_seen: false,
+        };
+        let shared = Arc::new(Shared {
+            gate,
+            store,
+            source,
+            counters: Counters::default(),
+            notifier,
+            core: Mutex::new(core),
+            jobs: AtomicUsize::new(0),
+            sync,
+            closing: AtomicBool::new(false),
+            checkpoint: config.checkpoint,
+            last_error: Mutex::new(None),
+        });
+        let mut engine = Self { shared, threads: Vec::new(), syncer: None };
+        let shared = engine.shared.clone();
+        engine.syncer = Some(spawn("vms-sync", move || syncer::run(&shared, journal, &sync_jobs))?);
+        for lane in 0..config.connections {
+            let shared = engine.shared.clone();
+            engine.threads.push(spawn("vms-fetch", move || worker::run(&shared, lane))?);
+        }
+        let shared = engine.shared.clone();
+        engine.threads.push(spawn("vms-engine", move || run(&shared))?);
+        Ok(engine)
+    }
+
+    /// Runs `look` with the planner, between two turns.
+    pub fn with_planner<T>(&self, look: impl FnOnce(&mut Planner) -> T) -> T {
+        let result = look(&mut lock(&self.shared.core).planner);
+        self.shared.gate.signal.ring_seat(ENGINE_SEAT);
+        result
+    }
+
+    /// True on one of the engine's threads.
+    pub fn is_own_thread(&self) -> bool {
+        let me = std::thread::current().id();
+        self.threads.iter().any(|t| t.thread().id() == me) || self.syncer.as_ref().is_some_and(|t| t.thread().id() == me)
+    }
+
+    /// The last error, as text for a person.
+    pub fn last_error(&self) -> Option<String> {
+        lock(&self.shared.last_error).clone()
+    }
+
+    /// The completion queue, when completions go there.
+    pub fn queue(&self) -> Option<&crate::notify::CompletionQueue> {
+        match &self.shared.notifier {
+            Notifier::Queue(queue) => Some(queue),
+            Notifier::Callback(_) => None,
+        }
+    }
+
+    /// Stops all threads, makes durable what arrived, and answers what is pending with -ECANCELED. Answers how the last
+    /// sync went.
+    pub fn stop(&mut self) -> Result<()> {
+        self.stop_threads().map_or(Ok(()), |(_, synced)| synced)
+    }
+
+    /// Stops a complete image and removes its journal.
+    pub fn finish(&mut self) -> Result<()> {
+        match self.stop_threads() {
+            Some((journal, synced)) => synced.and_then(|()| journal.finish()),
+            None => Ok(()),
+        }
+    }
+
+    fn stop_threads(&mut self) -> Option<(Journal, Result<()>)> {
+        let shared = &self.shared;
+        shared.gate.close();
+        shared.closing.store(true, Ordering::SeqCst);
+        shared.source.abort();
+        shared.gate.signal.ring_all();
+        for thread in self.threads.drain(..) {
+            // A panic in a thread was reported when it happened.
+            let _ = thread.join();
+        }
+        // The syncer answers flushes that came before this, then stops.
+        let _ = shared.sync.send(SyncJob::Stop);
+        let synced = self.syncer.take().and_then(|syncer| syncer.join().ok());
+        let mut answers: Vec<Answer> = Vec::new();
+        loop {
+            answers.extend(lock(&shared.core).replies.drain().map(|(_, reply)| (reply, -errno::ECANCELED)));
+            while let Some(miss) = shared.gate.next_miss() {
+                answers.push((miss.reply, -errno::ECANCELED));
+            }
+            shared.answer(&mut answers);
+            // A caller that passed the closed check just before may still be pushing its miss or leaving its sleep.
+            if shared.gate.outstanding() == 0 && !shared.gate.has_sleepers() {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        synced
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let _ = self.stop(); // what failed was logged
+    }
+}
+
+fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
+    with_signals_blocked(|| builder.spawn(body)).map_err(|e| Error::io(format_args!("cannot start thread {name}"), e))
+}
+
+/// The engine thread: time, notes, and misses that find no idle worker.
+fn run(shared: &Shared) {
+    let mut answers = Vec::new();
+    while !shared.is_closing() {
+        let (wakes, notes_seen) = {
+            let mut core = lock(&shared.core);
+            let core = &mut *core;
+            core.engine_wakes = Moment(0); // awake: no need to ring
+            shared.turn(core, None, &mut answers);
+            let now = Moment::now();
+            if core.checkpoint_at.is_some_and(|at| at <= now) {
+                core.checkpoint_at = None;
+                if shared.gate.states.has_dirty() {
+                    let _ = shared.sync.send(SyncJob::Checkpoint);
+                }
+                core.planner.look_for_gaps();
+            }
+            let mut wakes = core.planner.deadline().unwrap_or(NEVER).min(core.checkpoint_at.unwrap_or(NEVER));
+            let notes_seen = std::mem::take(&mut core.notes_seen);
+            if notes_seen {
+                wakes = wakes.min(now + NOTES_BATCH);
+            }
+            core.engine_wakes = wakes;
+            (wakes, notes_seen)
+        };
+        shared.answer(&mut answers);
+        for _ in 0..shared.jobs.load(Ordering::Acquire) {
+            shared.gate.signal.ring();
+        }
+        if !notes_seen {
+            shared.gate.want_notes();
+        }
+        let limit = (wakes != NEVER).then(|| wakes.since(Moment::now()));
+        if limit == Some(Duration::ZERO) {
+            continue;
+        }
+        shared.gate.signal.sleep(ENGINE_SEAT, limit, || {
+            shared.gate.has_work() || (!notes_seen && shared.gate.has_notes()) || shared.is_closing()
+        });
+    }
+}

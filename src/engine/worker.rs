@@ -1,0 +1,98 @@
+//! A worker: sleeps until there is something to fetch, fetches it, lands it, looks for more.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::landing::Landing;
+use super::{Answer, Job, Shared, lock};
+use crate::planner::{Event, Outcome};
+use crate::source::FetchError;
+use crate::time::Moment;
+
+/// A guest that reads block after block sends its next miss a few microseconds after an answer. A worker that has just
+/// answered one watches for that long before it sleeps, because waking it would cost more than the watching.
+const WATCH_AFTER_ANSWER: Duration = Duration::from_micros(15);
+
+/// Body of a worker thread. `lane` is its seat at the gate and its connection at the source.
+pub(super) fn run(shared: &Shared, lane: usize) {
+    let mut answers: Vec<Answer> = Vec::new();
+    let mut carry = Vec::new();
+    if lane == 0 {
+        // The first miss finds a connection ready.
+        shared.source.warm(lane);
+    }
+    let mut finished = None;
+    while !shared.is_closing() {
+        let (job, more) = {
+            let mut core = lock(&shared.core);
+            shared.turn(&mut core, finished.take(), &mut answers);
+            let job = core.jobs.pop_front();
+            shared.jobs.store(core.jobs.len(), Ordering::Release);
+            (job, !core.jobs.is_empty())
+        };
+        if more {
+            shared.gate.signal.ring();
+        }
+        let answered = !answers.is_empty();
+        shared.answer(&mut answers);
+        match job {
+            Some(job) => finished = Some(fetch(shared, lane, job, &mut carry, &mut answers)),
+            None => rest(shared, lane, answered),
+        }
+    }
+}
+
+fn has_work(shared: &Shared) -> bool {
+    shared.gate.has_work() || shared.jobs.load(Ordering::Acquire) != 0 || shared.is_closing()
+}
+
+fn rest(shared: &Shared, lane: usize, answered: bool) {
+    if answered {
+        let began = Moment::now();
+        while Moment::now().since(began) < WATCH_AFTER_ANSWER {
+            if has_work(shared) {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+    shared.gate.signal.sleep(lane, None, || has_work(shared));
+}
+
+/// Fetches one range and says how it ended.
+fn fetch(shared: &Shared, lane: usize, job: Job, carry: &mut Vec<u8>, answers: &mut Vec<Answer>) -> Event {
+    let geometry = shared.gate.geometry();
+    let (offset, length) = (geometry.offset(job.range), geometry.length(job.range));
+    let mut landing = Landing::new(shared, job, carry, answers);
+    let result = shared.source.fetch(lane, offset, length, &mut landing);
+    let store_error = landing.store_error.take();
+    let whole = landing.is_whole();
+    let outcome = match (result, store_error) {
+        (_, Some(error)) => {
+            let full = error.is_full();
+            let advice = if full { "; the guest waits until space returns" } else { "" };
+            shared.report(log::Level::Error, format!("{error}{advice}"));
+            if full { Outcome::Full } else { Outcome::Failed { retry_after: None } }
+        }
+        (Ok(()), None) if whole => Outcome::Done,
+        (Ok(()), None) => {
+            shared.report(log::Level::Error, format!("{}: sent less than asked for at byte {offset}", shared.source.name()));
+            Outcome::Failed { retry_after: None }
+        }
+        (Err(FetchError::Stopped), None) => Outcome::Failed { retry_after: None },
+        (Err(FetchError::Transient { message, retry_after }), None) => {
+            let first = lock(&shared.core).planner.failures_on_end() == 0;
+            let level = if first { log::Level::Warn } else { log::Level::Debug };
+            shared.report(level, format!("{message}; trying again"));
+            Outcome::Failed { retry_after }
+        }
+        (Err(FetchError::Fatal(error)), None) => {
+            shared.report(log::Level::Error, format!("{error}; reads of blocks that are not here yet fail from now on"));
+            Outcome::Fatal
+        }
+    };
+    if outcome != Outcome::Done {
+        shared.counters.fetch_errors.add(1);
+    }
+    Event::Finished(job.fetch, outcome)
+}

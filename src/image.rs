@@ -1,0 +1,376 @@
+//! An open image: what a front end or a disk driver holds.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::block::Geometry;
+use crate::config::{Config, Prefetch, parse_duration, parse_switch};
+use crate::engine::Engine;
+use crate::error::{Error, Result, errno};
+use crate::gate::{Answer, Gate, Op};
+use crate::notify::{Completion, CompletionQueue, Notifier};
+use crate::source::{self, Source};
+use crate::stats::{Forecast, Stats};
+use crate::store::{Cache, Place};
+use crate::sys::FileMap;
+use crate::time::Moment;
+
+/// Pause between attempts to reach the origin while an image is opened.
+const OPEN_RETRY: Duration = Duration::from_millis(250);
+
+/// A disk image that is being streamed.
+///
+/// All methods may be called from any thread at once. Dropping it stops its threads, makes durable what arrived and
+/// answers what is pending with -ECANCELED.
+///
+/// ```
+/// # use vmstream::{Answer, Image, Op};
+/// # fn main() -> vmstream::Result<()> {
+/// let image = Image::open(["source=pattern:1M", "fill=off"])?;
+/// image.block_wait(Op::Read, 4096, 4096)?; // sleeps until the block is in the local file,
+/// let mut block = [0; 4096];
+/// image.read_local(4096, &mut block)?; // which anybody may read
+/// assert_eq!(image.block_needed(Op::Read, 4096, 4096, 7)?, Answer::Ready);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Image {
+    engine: Engine,
+    map: OnceLock<FileMap>,
+    opened: Moment,
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Image({})", self.source_name())
+    }
+}
+
+impl Image {
+    /// Opens an image with `key=value` options (see [`Config`]); completions are taken with [`Image::reap`].
+    ///
+    /// Blocks until the origin has said what the image is, unless the cache knows it from before: then no contact
+    /// is made. Errors: what the origin, the cache or the options are wrong about.
+    pub fn open<S: AsRef<str>>(options: impl IntoIterator<Item = S>) -> Result<Self> {
+        Self::open_notifying(options, Notifier::Queue(CompletionQueue::new()?))
+    }
+
+    /// Opens an image whose completions go to `ready`, called on library threads.
+    pub fn open_with<S: AsRef<str>>(
+        options: impl IntoIterator<Item = S>,
+        ready: impl Fn(Completion) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        Self::open_notifying(options, Notifier::Callback(Box::new(ready)))
+    }
+
+    /// Opens an image with completions going where `notifier` says.
+    pub fn open_notifying<S: AsRef<str>>(
+        options: impl IntoIterator<Item = S>,
+        notifier: Notifier,
+    ) -> Result<Self> {
+        Self::open_config(Config::parse(options)?, notifier)
+    }
+
+    fn open_config(mut config: Config, notifier: Notifier) -> Result<Self> {
+        let place = Place::of(&config);
+        if matches!(place, Place::Ephemeral) && !config.fill_given {
+            config.fill = false; // a nameless file must not eat the disk unasked
+        }
+        let cache = Cache::lock(&place)?;
+        let pinned = cache.pinned().cloned();
+        if let Some(pinned) = &pinned {
+            let block_bytes = pinned.geometry.block_bytes();
+            if config.block_bytes_given && config.block_bytes != block_bytes {
+                let reason = format!("this cache was made with block_size={block_bytes}; leave the option out or use another cache");
+                return Err(Error::option("block_size", &config.block_bytes.to_string(), reason));
+            }
+            config.block_bytes = block_bytes;
+        }
+        let source = open_source(&config, pinned.as_ref().map(|p| &p.identity))?;
+        Self::assemble(cache, source, &config, notifier)
+    }
+
+    /// Opens an image over a source of the caller's own, for embedders with another transport and for tests.
+    pub fn open_source<S: AsRef<str>>(
+        source: Box<dyn Source>,
+        options: impl IntoIterator<Item = S>,
+        notifier: Notifier,
+    ) -> Result<Self> {
+        let named = [format!("source={}", source.name())];
+        let options = options.into_iter().map(|o| o.as_ref().to_owned());
+        let config = Config::parse(named.into_iter().chain(options))?;
+        Self::assemble(Cache::lock(&Place::of(&config))?, source, &config, notifier)
+    }
+
+    fn assemble(cache: Cache, source: Box<dyn Source>, config: &Config, notifier: Notifier) -> Result<Self> {
+        let identity = source.identity().clone();
+        let geometry = Geometry::new(identity.size, config.block_bytes)?;
+        let (store, journal, present) = cache.begin(&identity, geometry, &source.name())?;
+        let gate = Gate::new(geometry, config)?;
+        for run in present {
+            gate.states.restore(run);
+        }
+        log::info!(
+            "{}: {} bytes, {} resident in {}",
+            source.name(),
+            geometry.size(),
+            gate.states.resident_count() * geometry.block_bytes(),
+            store.path().display()
+        );
+        let engine = Engine::start(gate, store, journal, source, notifier, config)?;
+        Ok(Self { engine, map: OnceLock::new(), opened: Moment::now() })
+    }
+
+    fn gate(&self) -> &Gate {
+        &self.engine.shared.gate
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.gate().geometry()
+    }
+
+    fn fault(&self, code: i32, op: Op, offset: u64, length: u64) -> Error {
+        let why = match code {
+            errno::EINVAL => format!("outside the image of {} bytes", self.size()),
+            errno::EROFS => "the image was opened read_only".to_owned(),
+            errno::EAGAIN => "too many requests are pending; try again after a completion".to_owned(),
+            errno::ECANCELED => "the image is closing".to_owned(),
+            _ => self.last_error().unwrap_or_else(|| format!("errno {code}")),
+        };
+        Error::new(code, format!("{op:?} of {length} bytes at {offset}: {why}"))
+    }
+
+    /// Asks for a byte range before the driver reads or overwrites it in the local file.
+    ///
+    /// [`Answer::Ready`]: go ahead, and after a write or discard call [`Image::block_done`]. [`Answer::Pending`]: one
+    /// completion with `tag` will come; with result 0 it means the same as ready. Never blocks, never allocates when the
+    /// blocks are resident. Errors: EINVAL (outside the image), EROFS, EAGAIN (too many pending), ECANCELED.
+    pub fn block_needed(&self, op: Op, offset: u64, length: u64, tag: u64) -> Result<Answer> {
+        self.gate().needed(op, offset, length, tag).map_err(|code| self.fault(code, op, offset, length))
+    }
+
+    /// The same with plain error numbers: no allocation on any path.
+    pub fn block_needed_raw(&self, op: Op, offset: u64, length: u64, tag: u64) -> std::result::Result<Answer, i32> {
+        self.gate().needed(op, offset, length, tag)
+    }
+
+    /// Says that a write or discard that was ready has ended; `written` is false when it failed.
+    pub fn block_done(&self, op: Op, offset: u64, length: u64, written: bool) -> Result<()> {
+        self.gate().done(op, offset, length, written).map_err(|code| self.fault(code, op, offset, length))
+    }
+
+    /// The same with plain error numbers.
+    pub fn block_done_raw(&self, op: Op, offset: u64, length: u64, written: bool) -> std::result::Result<(), i32> {
+        self.gate().done(op, offset, length, written)
+    }
+
+    /// Sleeps until the range is ready.
+    pub fn block_wait(&self, op: Op, offset: u64, length: u64) -> Result<()> {
+        self.gate().wait(op, offset, length).map_err(|code| self.fault(code, op, offset, length))
+    }
+
+    /// The same with plain error numbers.
+    pub fn block_wait_raw(&self, op: Op, offset: u64, length: u64) -> std::result::Result<(), i32> {
+        self.gate().wait(op, offset, length)
+    }
+
+    /// Makes every write that was done before this call durable. Blocks.
+    pub fn flush(&self) -> Result<()> {
+        self.block_wait(Op::Flush, 0, 0)
+    }
+
+    /// Takes up to `out.len()` completions without blocking; 0 when there are none or a callback gets them.
+    pub fn reap(&self, out: &mut [Completion]) -> usize {
+        self.engine.queue().map_or(0, |queue| queue.reap(out))
+    }
+
+    /// Readable while [`Image::reap`] has completions; `None` when a callback gets them.
+    pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.engine.queue().map(CompletionQueue::event_fd)
+    }
+
+    /// Reads the local file. Only what is resident means anything.
+    pub fn read_local(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.engine.shared.store.read(offset, bytes)
+    }
+
+    /// Reads bytes of the image, waiting for them if need be.
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.block_wait(Op::Read, offset, bytes.len() as u64)?;
+        self.read_local(offset, bytes)
+    }
+
+    /// Overwrites bytes of the image.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let length = bytes.len() as u64;
+        self.block_wait(Op::Write, offset, length)?;
+        let result = self.engine.shared.store.write(offset, bytes);
+        self.block_done(Op::Write, offset, length, result.is_ok())?;
+        result
+    }
+
+    /// Makes a range read as zeroes and gives its space back.
+    pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
+        self.block_wait(Op::Discard, offset, length)?;
+        let result = self.engine.shared.store.zero(offset, length);
+        self.block_done(Op::Discard, offset, length, result.is_ok())?;
+        result
+    }
+
+    /// The local file, for reading and writing by the driver's own means. Closed with the image, not before.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.engine.shared.store.fd()
+    }
+
+    /// Path of the local file, for messages.
+    pub fn path(&self) -> &Path {
+        self.engine.shared.store.path()
+    }
+
+    /// Address of a read-only map of the whole local file, made at the first call. Only resident blocks mean anything.
+    pub fn map(&self) -> Result<*const u8> {
+        if let Some(map) = self.map.get() {
+            return Ok(map.address());
+        }
+        let map = FileMap::new(self.fd(), self.size())?;
+        Ok(self.map.get_or_init(|| map).address())
+    }
+
+    /// Size of the image, in bytes.
+    pub fn size(&self) -> u64 {
+        self.geometry().size()
+    }
+
+    /// Size of a block, in bytes.
+    pub fn block_size(&self) -> u64 {
+        self.geometry().block_bytes()
+    }
+
+    /// True when every block is resident.
+    pub fn is_complete(&self) -> bool {
+        self.gate().states.resident_count() == self.geometry().blocks()
+    }
+
+    /// The source's name, without credentials.
+    pub fn source_name(&self) -> String {
+        self.engine.shared.source.name()
+    }
+
+    /// The last error of the link or the local disk, as text for a person.
+    pub fn last_error(&self) -> Option<String> {
+        self.engine.last_error()
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.engine.shared;
+        let counters = &shared.counters;
+        let now = Moment::now();
+        let mut stats = self.engine.with_planner(|planner| {
+            let tally = planner.tally(now);
+            Stats {
+                demand_fetches: tally.demand_fetches,
+                prefetch_fetches: tally.prefetch_fetches,
+                stalls: tally.stalls,
+                joined: tally.joined,
+                stalled: tally.stalled,
+                waiting: planner.waiting() as u64,
+                rate: planner.link().rate() as u64,
+                round_trip: planner.link().round_trip().unwrap_or_default(),
+                failed: planner.has_failed(),
+                failures_on_end: planner.failures_on_end(),
+                ..Stats::default()
+            }
+        });
+        stats.size = self.size();
+        stats.resident_bytes = (shared.gate.states.resident_count() * self.block_size()).min(self.size());
+        stats.bytes_fetched = counters.bytes_fetched.get();
+        stats.bytes_zero = counters.bytes_zero.get();
+        stats.bytes_dropped = counters.bytes_dropped.get();
+        stats.requests = shared.source.requests();
+        stats.fetch_errors = counters.fetch_errors.get();
+        stats.first_hits = shared.gate.first_hits();
+        stats.misses = counters.misses.get();
+        stats.flushes = counters.flushes.get();
+        stats.checkpoints = counters.checkpoints.get();
+        stats
+    }
+
+    /// What is to be expected in the next `horizon`.
+    pub fn forecast(&self, horizon: Duration) -> Forecast {
+        let stats = self.stats();
+        let missing_bytes = stats.size - stats.resident_bytes;
+        let watched = Moment::now().since(self.opened).as_secs_f64().max(1e-3);
+        let stalls_s = if missing_bytes == 0 { 0.0 } else { stats.stalls as f64 / watched };
+        let complete_in = (stats.rate > 0 || missing_bytes == 0)
+            .then(|| Duration::from_secs_f64(missing_bytes as f64 / stats.rate.max(1) as f64));
+        Forecast { stall_risk: 1.0 - (-stalls_s * horizon.as_secs_f64()).exp(), complete_in, missing_bytes }
+    }
+
+    /// Names this moment of the session, for people who read its record.
+    pub fn mark(&self, name: &str) {
+        log::info!("mark after {:.3} s: {name}", Moment::now().since(self.opened).as_secs_f64());
+    }
+
+    /// Changes an option while the image is open: `prefetch`, `fill` or `error_after`.
+    pub fn set(&self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "prefetch" => {
+                let prefetch = Prefetch::parse(key, value)?;
+                self.engine.with_planner(|p| p.set_prefetch(prefetch));
+            }
+            "fill" => {
+                let on = parse_switch(key, value)?;
+                self.engine.with_planner(|p| p.set_fill(on));
+            }
+            "error_after" => {
+                let limit = Some(parse_duration(key, value)?).filter(|d| !d.is_zero());
+                self.engine.with_planner(|p| p.set_error_after(limit));
+            }
+            _ => {
+                return Err(Error::option(key, value, "cannot be changed while the image is open (prefetch, fill and error_after can)"));
+            }
+        }
+        Ok(())
+    }
+
+    /// True on the library's own threads, inside a completion callback: there the image cannot be closed.
+    pub fn is_own_thread(&self) -> bool {
+        self.engine.is_own_thread()
+    }
+
+    /// Closes the image and says what went wrong in making it durable, if anything did.
+    pub fn close(mut self) -> Result<()> {
+        self.engine.stop()
+    }
+
+    /// Closes a complete image and removes its journal: what is left is an ordinary raw file.
+    pub fn finish(mut self) -> Result<()> {
+        if !self.is_complete() {
+            let missing = self.size() - self.stats().resident_bytes;
+            return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.path().display())));
+        }
+        self.engine.finish()
+    }
+}
+
+/// Opens the source, patient with an origin that cannot be reached yet.
+fn open_source(config: &Config, pinned: Option<&source::Identity>) -> Result<Box<dyn Source>> {
+    let until = Moment::now() + config.open_timeout;
+    loop {
+        match source::open(config, pinned) {
+            Err(error) if is_passing(&error) && Moment::now() < until => {
+                log::warn!("{error}; trying again");
+                std::thread::sleep(OPEN_RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// True for failures to reach a server that another attempt may not meet.
+fn is_passing(error: &Error) -> bool {
+    matches!(error.errno(), errno::ETIMEDOUT | errno::EHOSTUNREACH | errno::EAGAIN)
+}

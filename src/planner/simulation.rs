@@ -1,0 +1,330 @@
+//! The planner under a virtual clock: random guests, a random link, random faults, every step checked.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::*;
+use crate::gate::State;
+
+/// splitmix64 (Steele, Lea, Flood 2014): enough chance for a simulation.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// One byte a block in place of the gate's words.
+struct Model {
+    states: RefCell<Vec<State>>,
+    watching: Cell<bool>,
+}
+
+impl Model {
+    fn first(&self, range: BlockRange, f: impl Fn(State) -> bool) -> Option<Block> {
+        range.iter().find(|b| f(self.states.borrow()[b.0 as usize]))
+    }
+
+    fn set(&self, range: BlockRange, from: State, to: State) {
+        for s in &mut self.states.borrow_mut()[range.start.0 as usize..range.end.0 as usize] {
+            if *s == from {
+                *s = to;
+            }
+        }
+    }
+}
+
+impl Blocks for Model {
+    fn state(&self, block: Block) -> State {
+        self.states.borrow()[block.0 as usize]
+    }
+    fn first_missing(&self, range: BlockRange) -> Option<Block> {
+        self.first(range, |s| s != State::Resident)
+    }
+    fn first_absent(&self, range: BlockRange) -> Option<Block> {
+        self.first(range, |s| s == State::Absent)
+    }
+    fn first_present(&self, range: BlockRange) -> Option<Block> {
+        self.first(range, |s| s != State::Absent)
+    }
+    fn claim(&self, range: BlockRange) -> bool {
+        if self.first(range, |s| !matches!(s, State::Absent | State::Resident)).is_some() {
+            return false;
+        }
+        self.set(range, State::Absent, State::Claimed);
+        true
+    }
+    fn watch(&self, on: bool) {
+        self.watching.set(on);
+    }
+}
+
+enum Step {
+    Ask,
+    WriteEnds(BlockRange, bool),
+    Piece(FetchId),
+    FetchEnds(FetchId, Outcome),
+    Wake,
+}
+
+struct Transfer {
+    range: BlockRange,
+    next: u64,
+}
+
+struct World {
+    dice: Dice,
+    geometry: Geometry,
+    model: Model,
+    planner: Planner,
+    agenda: BTreeMap<(Moment, u64), Step>,
+    serial: u64,
+    now: Moment,
+    transfers: HashMap<FetchId, Transfer>,
+    connections: usize,
+    open: HashMap<RequestId, Request>,
+    answered: HashSet<RequestId>,
+    asked: u64,
+    faults: u64,
+    fatal: bool,
+    failures: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        let blocks = 16 + dice.below(400);
+        let geometry = Geometry::new(blocks * 4096 - dice.below(4096), 4096).unwrap();
+        let connections = 1 + dice.below(8) as usize;
+        let config = Config {
+            connections,
+            prefetch: if dice.chance(70) { Prefetch::Readahead } else { Prefetch::None },
+            fill: dice.chance(60),
+            bulk: dice.chance(20),
+            error_after: dice.chance(20).then(|| Duration::from_millis(1 + dice.below(5000))),
+            ..Config::default()
+        };
+        let mut states = vec![State::Absent; blocks as usize];
+        for s in &mut states {
+            if dice.chance(20) {
+                *s = State::Resident;
+            }
+        }
+        Self {
+            planner: Planner::new(geometry, &config, seed),
+            model: Model { states: RefCell::new(states), watching: Cell::new(false) },
+            geometry,
+            connections,
+            faults: [0, 5, 40][dice.below(3) as usize],
+            fatal: dice.chance(5),
+            dice,
+            agenda: BTreeMap::new(),
+            serial: 0,
+            now: Moment(1_000_000),
+            transfers: HashMap::new(),
+            open: HashMap::new(),
+            answered: HashSet::new(),
+            asked: 0,
+            failures: 0,
+        }
+    }
+
+    fn at(&mut self, delay_us: u64, step: Step) {
+        self.serial += 1;
+        self.agenda.insert((self.now + Duration::from_micros(delay_us), self.serial), step);
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut actions = Vec::new();
+        self.planner.on(event, self.now, &self.model, &mut actions);
+        self.act(actions);
+    }
+
+    fn plan(&mut self) {
+        let mut actions = Vec::new();
+        self.planner.plan(self.now, &self.model, &mut actions);
+        self.act(actions);
+        // Demand never waits behind prefetch for a connection: a free one and a want that may be served now cannot be
+        // left together, and prefetch leaves a connection free when there is more than one.
+        let shunned = |need| self.planner.backoff.shunned_until(need, self.now).is_some();
+        if !self.planner.failed && self.planner.full_until.is_none() && self.planner.slots() > 0 {
+            for (_, request, next) in self.planner.demand.wants() {
+                let need = request.needs().into_iter().find(|n| n.contains(next)).unwrap();
+                let need = BlockRange { start: next, end: need.end };
+                assert!(
+                    shunned(need) || self.model.state(next) != State::Absent,
+                    "a demand was left beside a free connection"
+                );
+            }
+        }
+        if self.connections > 1 && !self.planner.bulk {
+            assert!(self.planner.flights.prefetches() < self.connections, "prefetch took the last connection");
+        }
+        if let Some(at) = self.planner.deadline() {
+            let delay = at.since(self.now).as_micros() as u64 + 1;
+            self.at(delay, Step::Wake);
+        }
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Complete(id, result) => self.complete(id, result),
+                Action::Fetch(id, range, class) => self.fetch(id, range, class),
+            }
+        }
+    }
+
+    fn complete(&mut self, id: RequestId, result: i32) {
+        assert!(self.answered.insert(id), "{id:?} was answered twice");
+        let request = self.open.remove(&id).expect("only what was asked is answered");
+        if result != 0 {
+            assert!(self.planner.failed || self.planner.error_after.is_some(), "an error for no reason");
+            return;
+        }
+        for need in request.needs() {
+            assert_eq!(self.model.first_missing(need), None, "answered before its blocks were there");
+        }
+        if request.op != Op::Read {
+            let free = |s| matches!(s, State::Absent | State::Filling);
+            assert_eq!(self.model.first(request.covered, free), None, "a write goes ahead without its claim");
+            let (delay, ok) = (self.dice.below(20_000), !self.dice.chance(self.faults / 2));
+            self.at(delay, Step::WriteEnds(request.covered, ok));
+        }
+    }
+
+    fn fetch(&mut self, id: FetchId, range: BlockRange, class: Class) {
+        assert!(!range.is_empty() && range.end <= self.geometry.all().end);
+        assert_eq!(self.model.first_present(range), None, "a fetch over a claimed or resident block");
+        for other in self.transfers.values() {
+            let rest = BlockRange::new(other.next, other.range.end.0);
+            assert!(!rest.overlaps(range), "{range:?} is on its way already");
+        }
+        let on_the_way = self.transfers.values().map(|t| (t.range.end.0 - t.next) * 4096).sum::<u64>();
+        if class == Class::Prefetch && !self.planner.bulk {
+            let bound = self.planner.link.window().max(CHUNK_MAX.min(range.len() * 4096));
+            assert!(on_the_way == 0 || on_the_way + range.len() * 4096 <= bound, "prefetch beyond the window");
+        }
+        self.transfers.insert(id, Transfer { range, next: range.start.0 });
+        assert!(self.transfers.len() <= self.connections, "more fetches than connections");
+        let delay = 100 + self.dice.below(50_000);
+        self.at(delay, Step::Piece(id));
+    }
+
+    fn ask(&mut self) {
+        self.asked += 1;
+        let size = self.geometry.size();
+        let offset = self.dice.below(size);
+        let length = (1 + self.dice.below([512, 4096, 65_536][self.dice.0 as usize % 3])).min(size - offset);
+        let op = [Op::Read, Op::Read, Op::Write, Op::Discard][self.dice.below(4) as usize];
+        let request = Planner::request(self.geometry, op, offset, length, self.now);
+        let id = RequestId(self.asked);
+        // The gate's fast path comes first, as in the engine.
+        let edges_there = request.needs().iter().all(|n| self.model.first_missing(*n).is_none());
+        if edges_there && (op == Op::Read || self.model.claim(request.covered)) {
+            self.open.insert(id, request);
+            self.complete(id, 0);
+            self.tell(Event::Touched(request.touched));
+            return;
+        }
+        self.open.insert(id, request);
+        self.tell(Event::Needed(id, request));
+    }
+
+    fn piece(&mut self, id: FetchId) {
+        let Some(transfer) = self.transfers.get(&id) else { return };
+        let (next, end) = (transfer.next, transfer.range.end.0);
+        if self.dice.chance(self.faults) {
+            self.failures += 1;
+            let outcome = match self.dice.below(10) {
+                0 => Outcome::Full,
+                1 if self.fatal => Outcome::Fatal,
+                2 => Outcome::Failed { retry_after: Some(Duration::from_millis(self.dice.below(3000))) },
+                _ => Outcome::Failed { retry_after: None },
+            };
+            return self.at(1, Step::FetchEnds(id, outcome));
+        }
+        let stop = (next + 1 + self.dice.below(16)).min(end);
+        let range = BlockRange::new(next, stop);
+        self.model.set(range, State::Absent, State::Filling);
+        self.model.set(range, State::Filling, State::Resident);
+        self.transfers.get_mut(&id).unwrap().next = stop;
+        self.tell(Event::Arrived(id, range));
+        let delay = 10 + self.dice.below(5_000);
+        self.at(delay, if stop == end { Step::FetchEnds(id, Outcome::Done) } else { Step::Piece(id) });
+    }
+
+    fn run(&mut self, requests: u64) {
+        let mut when = 0;
+        for _ in 0..requests {
+            when += self.dice.below(30_000);
+            self.at(when, Step::Ask);
+        }
+        self.plan();
+        let mut steps = 0;
+        while let Some((&key, _)) = self.agenda.first_key_value() {
+            let step = self.agenda.remove(&key).unwrap();
+            self.now = self.now.max(key.0);
+            match step {
+                Step::Ask => self.ask(),
+                Step::WriteEnds(range, ok) => {
+                    self.model.set(range, State::Claimed, if ok { State::Resident } else { State::Absent });
+                    if self.model.watching.get() {
+                        self.tell(Event::WritesEnded);
+                    }
+                }
+                Step::Piece(id) => self.piece(id),
+                Step::FetchEnds(id, outcome) => {
+                    self.transfers.remove(&id);
+                    self.tell(Event::Finished(id, outcome));
+                }
+                Step::Wake => {}
+            }
+            self.plan();
+            steps += 1;
+            if steps > 2_000 {
+                self.faults = 0; // the fault ends some day, and then everything must come to rest
+            }
+            assert!(steps < 200_000, "the planner does not come to rest");
+        }
+        assert!(self.open.is_empty(), "{} of {requests} requests were never answered", self.open.len());
+        assert!(self.transfers.is_empty() && self.planner.is_idle());
+        if self.planner.fill_on && !self.planner.failed && self.planner.deadline().is_none() && self.faults == 0 {
+            self.planner.look_for_gaps();
+            self.plan();
+            if self.agenda.is_empty() {
+                assert_eq!(self.model.first_absent(self.geometry.all()), None, "the fill left a gap");
+            }
+        }
+    }
+}
+
+#[test]
+fn ten_thousand_worlds_keep_every_promise() {
+    let mut failures = 0;
+    let mut joined = 0;
+    for seed in 0..10_000 {
+        let run = || {
+            let mut world = World::new(seed);
+            world.run(60);
+            (world.failures, world.planner.tally.joined)
+        };
+        let (f, j) = std::panic::catch_unwind(run).unwrap_or_else(|_| panic!("seed {seed}"));
+        failures += f;
+        joined += j;
+    }
+    assert!(failures > 10_000 && joined > 1_000, "the worlds were too kind: {failures} failures, {joined} joined");
+}

@@ -1,0 +1,515 @@
+//! Images on web servers: any server that honours `Range`.
+//!
+//! Each fetch is one `GET` of one range on the warm connection of its lane. Its way:
+//!
+//! 1. [`exchange`](HttpSource::exchange) sends it to where the image was found last, and follows redirects by
+//!    itself. The final address is kept for all lanes, so that a redirect costs one round trip and not one for
+//!    each block; when that address expires or cannot be reached, it is found again from the original URL.
+//! 2. [`response::check`] judges status and headers. Only the exact range of the pinned image gets through.
+//! 3. [`pump`](HttpSource::pump) hands the body to the sink as it arrives. A body that ends early is a failure
+//!    that may pass; what came before is good.
+//!
+//! The identity is pinned at first contact: the size, and a strong validator that also goes into `If-Range`, so
+//! that a server which still has the image answers 206 and one whose image changed cannot. With an identity
+//! known from before, opening needs no contact at all.
+//!
+//! Time is limited for connecting and for silence, never for a whole transfer: a slow link may take as long as
+//! it needs while bytes move.
+
+mod dialer;
+mod failure;
+mod lane;
+mod proxy;
+mod response;
+mod target;
+mod validator;
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use ureq::Body;
+use ureq::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+
+use super::{FetchError, Identity, Sink, Source};
+use crate::config::HttpOptions;
+use crate::error::{Error, errno};
+use failure::Failure;
+use lane::{Lane, Lanes, Wiring};
+use proxy::Routes;
+use response::{Accepted, Expected, Refused, check};
+use target::{Credentials, Target};
+use validator::{Validator, seconds, text};
+
+/// Redirects in a row before they count as a loop.
+const REDIRECTS_MAX: usize = 10;
+
+/// One image behind one URL.
+pub struct HttpSource {
+    origin: Arc<Target>,
+    /// Where the image was found last.
+    found: RwLock<Arc<Target>>,
+    routes: Routes,
+    wiring: Wiring,
+    lanes: Lanes,
+    /// Headers for the origin, with credentials, and for everybody else.
+    headers_origin: HeaderMap,
+    headers_other: HeaderMap,
+    identity: Identity,
+    /// What answers are compared with; without a pinned validator the first answer sets it.
+    pin: OnceLock<Pin>,
+    /// The server has served this image rightly.
+    reached: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Pin {
+    validator: Option<Validator>,
+    if_range: Option<HeaderValue>,
+}
+
+impl Pin {
+    fn new(validator: Option<Validator>) -> Self {
+        let if_range = validator.as_ref().and_then(Validator::header);
+        Self { validator, if_range }
+    }
+}
+
+/// A range of bytes, both ends included as HTTP counts.
+#[derive(Clone, Copy)]
+struct Span {
+    first: u64,
+    last: u64,
+}
+
+/// The first byte alone: what opening and warming ask for.
+const FIRST_BYTE: Span = Span { first: 0, last: 0 };
+
+impl HttpSource {
+    /// Opens the image at `url`.
+    ///
+    /// With a `pinned` identity there is no contact yet and every answer must fit it; without one a request for
+    /// the first byte learns size, validator and date. Looking up a host name starts a short-lived thread, which
+    /// inherits the signal mask of the caller.
+    ///
+    /// # Errors
+    /// [`FetchError::Fatal`] for bad options and for servers that cannot be used, [`FetchError::Transient`] for
+    /// servers that cannot be reached now.
+    pub fn open(url: &str, options: &HttpOptions, pinned: Option<&Identity>) -> Result<Self, FetchError> {
+        let (origin, credentials) = parse(url)?;
+        let (headers_origin, headers_other) = request_headers(options, credentials)?;
+        let origin = Arc::new(origin);
+        let mut source = Self {
+            found: RwLock::new(origin.clone()),
+            routes: Routes::new(options.proxy.as_deref())?,
+            wiring: Wiring::new(tls_config(options.cacert.as_deref())?, options.connect_timeout, options.stall_timeout),
+            lanes: Lanes::new(),
+            headers_origin,
+            headers_other,
+            identity: Identity { size: 0, validator: None, mtime_s: None },
+            pin: OnceLock::new(),
+            reached: AtomicBool::new(false),
+            origin,
+        };
+        match pinned {
+            Some(identity) => {
+                source.identity = identity.clone();
+                if let Some(validator) = Validator::pinned(identity) {
+                    source.pin = OnceLock::from(Pin::new(Some(validator)));
+                }
+            }
+            None => source.identity = source.probe()?,
+        }
+        Ok(source)
+    }
+
+    /// Learns the identity from a request for the first byte. Not `HEAD`: a server may answer that rightly and
+    /// ranges wrongly, and this way the connection and the redirects are warm as well.
+    fn probe(&self) -> Result<Identity, FetchError> {
+        let mut lane = self.lanes.lock(0);
+        let (response, accepted) = self.ask(&mut lane, FIRST_BYTE, None)?;
+        let validator = self.pin.get().and_then(|pin| pin.validator.as_ref()).map(|v| v.as_str().to_owned());
+        if validator.is_none() {
+            log::warn!(
+                "{}: the server sends neither a strong ETag nor a usable Last-Modified; only the size tells whether \
+                 the image changes",
+                self.origin.shown
+            );
+        }
+        let mtime_s = text(response.headers(), &header::LAST_MODIFIED).and_then(seconds);
+        // Read so that the connection stays warm; whether that works shows at the first fetch.
+        let _ = self.pump(&mut lane, response, accepted, FIRST_BYTE, &mut Nowhere);
+        Ok(Identity { size: accepted.total, validator, mtime_s })
+    }
+
+    /// Sends one range request and checks the head of the answer. `size` is that of the image, if known.
+    fn ask(&self, lane: &mut Lane, span: Span, size: Option<u64>) -> Result<(Response<Body>, Accepted), FetchError> {
+        let (response, target) = self.exchange(lane, span)?;
+        let headers = response.headers();
+        let judge = |validator| {
+            let expected =
+                Expected { first: span.first, last: span.last, size, validator, mtime_s: self.identity.mtime_s };
+            check(response.status(), headers, &expected, SystemTime::now())
+        };
+        let pinned = self.pin.get();
+        let accepted = judge(pinned.and_then(|pin| pin.validator.as_ref()));
+        let accepted = accepted.and_then(|accepted| match pinned {
+            Some(_) => Ok(accepted),
+            None => {
+                // Another lane may have been first with another answer: judge again by what holds now.
+                let pin = self.pin.get_or_init(|| Pin::new(Validator::of(headers)));
+                judge(pin.validator.as_ref())
+            }
+        });
+        match accepted {
+            Ok(accepted) => {
+                self.reached.store(true, Ordering::Relaxed);
+                self.remember(&target);
+                Ok((response, accepted))
+            }
+            Err(Refused::Transient { message, retry_after }) => {
+                Err(FetchError::Transient { message: self.describe(&target, span, &message), retry_after })
+            }
+            Err(Refused::Fatal { errno, message }) => {
+                Err(FetchError::Fatal(Error::new(errno, self.describe(&target, span, &message))))
+            }
+        }
+    }
+
+    /// Sends a request to where the image is and follows redirects. The answer is not judged yet.
+    fn exchange(&self, lane: &mut Lane, span: Span) -> Result<(Response<Body>, Arc<Target>), FetchError> {
+        let mut target = self.found.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut from_origin = Arc::ptr_eq(&target, &self.origin);
+        let mut hops = 0;
+        loop {
+            let response = match self.send(lane, &target, span) {
+                Ok(response) => response,
+                Err(failure) => {
+                    let shortcut = !from_origin;
+                    if shortcut {
+                        self.remember(&self.origin);
+                    }
+                    // After a stall the time is up; the next attempt begins at the origin.
+                    if !shortcut || failure.stalled {
+                        return Err(self.failed(&target, span, failure));
+                    }
+                    (target, from_origin, hops) = (self.origin.clone(), true, 0);
+                    continue;
+                }
+            };
+            let status = response.status().as_u16();
+            if matches!(status, 301 | 302 | 303 | 307 | 308) {
+                hops += 1;
+                let next = self.redirected(&target, response.headers(), hops);
+                target = next.map_err(|reason| {
+                    FetchError::Fatal(Error::new(errno::EPROTO, self.describe(&target, span, &reason)))
+                })?;
+            } else if !from_origin && matches!(status, 400..=499) && !matches!(status, 408 | 416 | 429) {
+                // The address that a redirect once gave has expired.
+                (target, from_origin, hops) = (self.origin.clone(), true, 0);
+            } else {
+                return Ok((response, target));
+            }
+        }
+    }
+
+    fn send(&self, lane: &mut Lane, target: &Target, span: Span) -> Result<Response<Body>, Failure> {
+        let route = self.routes.to(target);
+        let request = || {
+            let mut request = Request::new(());
+            *request.uri_mut() = target.uri.clone();
+            let ours = target.origin == self.origin.origin;
+            let headers = request.headers_mut();
+            *headers = if ours { &self.headers_origin } else { &self.headers_other }.clone();
+            if let Ok(range) = HeaderValue::from_str(&format!("bytes={}-{}", span.first, span.last)) {
+                headers.insert(header::RANGE, range);
+            }
+            if let Some(if_range) = self.pin.get().and_then(|pin| pin.if_range.as_ref()) {
+                headers.insert(header::IF_RANGE, if_range.clone());
+            }
+            if let Some((_, Some(credentials))) = &route.forward {
+                headers.insert(header::PROXY_AUTHORIZATION, credentials.clone());
+            }
+            request
+        };
+        lane.send(&self.wiring, target.origin.https, &route, request, self.reached.load(Ordering::Relaxed))
+    }
+
+    /// Where a redirect leads, or why it is not followed.
+    fn redirected(&self, from: &Target, headers: &HeaderMap, hops: usize) -> Result<Arc<Target>, String> {
+        if hops > REDIRECTS_MAX {
+            return Err(format!("more than {REDIRECTS_MAX} redirects in a row; check the server"));
+        }
+        let location = text(headers, &header::LOCATION).ok_or("a redirect without a Location")?;
+        let next = from.join(location).map_err(|reason| format!("a redirect to an address that {reason}"))?;
+        if from.origin.https && !next.origin.https {
+            return Err(format!("a redirect from https to {} is refused: it would drop the encryption", next.shown));
+        }
+        // A chain that comes back to where it began is followed anew each time: the origin stays the origin.
+        Ok(Arc::new(next))
+    }
+
+    /// Keeps `target` as the place to ask first.
+    fn remember(&self, target: &Arc<Target>) {
+        let same = Arc::ptr_eq(&self.found.read().unwrap_or_else(PoisonError::into_inner), target);
+        if !same {
+            *self.found.write().unwrap_or_else(PoisonError::into_inner) = target.clone();
+        }
+    }
+
+    /// Hands the body of an accepted answer to `sink`, as it arrives.
+    fn pump(
+        &self,
+        lane: &mut Lane,
+        response: Response<Body>,
+        accepted: Accepted,
+        span: Span,
+        sink: &mut dyn Sink,
+    ) -> Result<(), FetchError> {
+        let mut buffer = lane.take_buffer();
+        let result = self.copy(response, accepted, span, &mut buffer, sink);
+        lane.buffer = buffer;
+        if let Ok(true) = result {
+            lane.good();
+        }
+        result.map(|_| ())
+    }
+
+    /// Answers whether the body was read to an end that leaves the connection usable.
+    fn copy(
+        &self,
+        mut response: Response<Body>,
+        accepted: Accepted,
+        span: Span,
+        buffer: &mut [u8],
+        sink: &mut dyn Sink,
+    ) -> Result<bool, FetchError> {
+        let mut body = response.body_mut().as_reader();
+        let too_long = || {
+            let message = self.describe(&self.origin, span, "the server sent more than it announced");
+            FetchError::Fatal(Error::new(errno::EPROTO, message))
+        };
+        let mut at = span.first;
+        while at <= span.last {
+            let due = span.last - at + 1;
+            // Room for one byte too many, so that an overlong body shows.
+            let room = usize::try_from(due).map_or(buffer.len(), |due| buffer.len().min(due.saturating_add(1)));
+            let got = match body.read(&mut buffer[..room]) {
+                Ok(0) => {
+                    let message =
+                        format!("the body ended after {} of {} bytes", at - span.first, span.last - span.first + 1);
+                    return Err(FetchError::transient(self.describe(&self.origin, span, &message)));
+                }
+                Ok(got) => got,
+                Err(error) => {
+                    // Once a body has begun, what breaks it off may always pass.
+                    let failure = Failure::of_io(&error, true, self.wiring.stall_timeout);
+                    return Err(self.failed(&self.origin, span, failure));
+                }
+            };
+            let good = got.min(usize::try_from(due).unwrap_or(got));
+            sink.data(at, &buffer[..good]).map_err(|_| FetchError::Stopped)?;
+            at += good as u64;
+            if good < got {
+                return Err(too_long());
+            }
+        }
+        if !accepted.framed {
+            // Only the end of the connection would tell more, and that may be long in coming.
+            return Ok(false);
+        }
+        match body.read(&mut buffer[..1]) {
+            Ok(0) => Ok(true),
+            Ok(_) => Err(too_long()),
+            // All bytes are here; only the connection is lost.
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn describe(&self, target: &Target, span: Span, what: &str) -> String {
+        let by_way = if target.origin == self.origin.origin || target.shown == self.origin.shown {
+            String::new()
+        } else {
+            format!(" (redirected to {})", target.shown)
+        };
+        format!("{}{by_way}, bytes {}-{}: {what}", self.origin.shown, span.first, span.last)
+    }
+
+    fn failed(&self, target: &Target, span: Span, failure: Failure) -> FetchError {
+        let message = self.describe(target, span, &failure.message);
+        match failure.fatal {
+            Some(errno) => FetchError::Fatal(Error::new(errno, message)),
+            None => FetchError::transient(message),
+        }
+    }
+}
+
+impl Source for HttpSource {
+    fn name(&self) -> String {
+        self.origin.shown.clone()
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn fetch(&self, lane: usize, offset: u64, length: u64, sink: &mut dyn Sink) -> Result<(), FetchError> {
+        let Some(span) = super::within(&self.identity, offset, length, &self.origin.shown)? else { return Ok(()) };
+        let span = Span { first: span.start, last: span.end - 1 };
+        let mut lane = self.lanes.lock(lane);
+        let (response, accepted) = self.ask(&mut lane, span, Some(self.identity.size))?;
+        self.pump(&mut lane, response, accepted, span, sink)
+    }
+
+    fn warm(&self, lane: usize) {
+        // A lane that is busy is warm.
+        let Some(mut lane) = self.lanes.try_lock(lane) else { return };
+        if lane.is_ready() {
+            return;
+        }
+        if let Ok((response, accepted)) = self.ask(&mut lane, FIRST_BYTE, Some(self.identity.size)) {
+            let _ = self.pump(&mut lane, response, accepted, FIRST_BYTE, &mut Nowhere);
+        }
+    }
+
+    fn requests(&self) -> u64 {
+        self.wiring.requests.load(Ordering::Relaxed)
+    }
+}
+
+/// Takes what nobody wants.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn data(&mut self, _: u64, _: &[u8]) -> Result<(), super::Stop> {
+        Ok(())
+    }
+
+    fn zeroes(&mut self, _: u64, _: u64) -> Result<(), super::Stop> {
+        Ok(())
+    }
+}
+
+/// A URL as messages may show it: without credentials and without its query.
+pub(super) fn shown(url: &str) -> Result<String, Error> {
+    parse(url).map(|(target, _)| target.shown)
+}
+
+fn parse(url: &str) -> Result<(Target, Option<Credentials>), Error> {
+    Target::parse(url).map_err(|reason| {
+        // What is no URL is not repeated as a whole: it may hold a password all the same.
+        let tail = url.rsplit_once('@').map_or(url, |(_, tail)| tail);
+        Error::option("source", tail, reason)
+    })
+}
+
+/// The value of an `Authorization` header; marked so that nothing prints it.
+fn basic(name: &str, password: &str) -> HeaderValue {
+    let text = format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{password}")));
+    let mut value = HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""));
+    value.set_sensitive(true);
+    value
+}
+
+/// The constant headers of requests to the origin and to others.
+fn request_headers(options: &HttpOptions, credentials: Option<Credentials>) -> Result<(HeaderMap, HeaderMap), Error> {
+    let mut other = HeaderMap::new();
+    other.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
+    // A compressed body has other offsets than the image.
+    other.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    other.insert(header::USER_AGENT, HeaderValue::from_static(concat!("vmstream/", env!("CARGO_PKG_VERSION"))));
+    let mut origin = other.clone();
+    let credentials = match &options.user {
+        Some(user) => {
+            let (name, password) = user.split_once(':').unwrap_or((user, ""));
+            Some(Credentials { name: name.to_owned(), password: password.to_owned() })
+        }
+        None => credentials,
+    };
+    if let Some(Credentials { name, password }) = credentials {
+        origin.insert(header::AUTHORIZATION, basic(&name, &password));
+    }
+    for (name, value) in &options.headers {
+        // The value is not repeated: it may be a token.
+        let bad = |reason| Error::option("header", name, reason);
+        let key = HeaderName::try_from(name.as_str()).map_err(|_| bad("is no valid header name"))?;
+        const OURS: [HeaderName; 7] = [
+            header::RANGE,
+            header::IF_RANGE,
+            header::ACCEPT_ENCODING,
+            header::CONNECTION,
+            header::CONTENT_LENGTH,
+            header::TRANSFER_ENCODING,
+            header::EXPECT,
+        ];
+        if OURS.contains(&key) {
+            return Err(bad("is set by vmstream itself"));
+        }
+        let mut value = HeaderValue::from_str(value).map_err(|_| bad("has a value that no header can hold"))?;
+        value.set_sensitive(true);
+        origin.insert(key, value);
+    }
+    Ok((origin, other))
+}
+
+/// TLS settings: the built-in authorities, or those of a PEM file.
+fn tls_config(cacert: Option<&Path>) -> Result<TlsConfig, Error> {
+    let Some(path) = cacert else { return Ok(TlsConfig::default()) };
+    let shown = path.display().to_string();
+    let pem = std::fs::read(path).map_err(|error| Error::io(format_args!("cannot read cacert={shown}"), error))?;
+    let mut certificates = Vec::new();
+    for item in parse_pem(&pem) {
+        if let PemItem::Certificate(certificate) =
+            item.map_err(|error| Error::option("cacert", &shown, format_args!("not a PEM file: {error}")))?
+        {
+            certificates.push(certificate);
+        }
+    }
+    if certificates.is_empty() {
+        return Err(Error::option("cacert", &shown, "holds no certificate in PEM form"));
+    }
+    Ok(TlsConfig::builder().root_certs(RootCerts::new_with_certs(&certificates)).build())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn options(option: &str) -> HttpOptions {
+        Config::parse(["source=http://h/x", option]).unwrap().http
+    }
+
+    #[test]
+    fn credentials_and_extra_headers_are_for_the_origin_only() {
+        let (origin, other) = request_headers(&options("header=X-Token: abc"), None).unwrap();
+        assert!(origin.contains_key("x-token") && !other.contains_key("x-token"));
+        let (origin, other) = request_headers(&options("user=me:secret"), None).unwrap();
+        assert_eq!(origin[header::AUTHORIZATION].as_bytes(), b"Basic bWU6c2VjcmV0");
+        assert!(!other.contains_key(header::AUTHORIZATION));
+        assert!(!format!("{origin:?}").contains("bWU6"));
+    }
+
+    #[test]
+    fn headers_that_would_break_the_transfer_are_refused() {
+        for header in ["Range: bytes=0-", "accept-encoding: gzip", "Bad Name: x", "X: a\u{7f}b"] {
+            let refused = request_headers(&options(&format!("header={header}")), None);
+            assert!(refused.is_err(), "{header}");
+        }
+    }
+
+    #[test]
+    fn a_pinned_source_opens_without_contact() {
+        let pinned = Identity { size: 77, validator: Some("\"v\"".into()), mtime_s: None };
+        // Nobody listens on port 1, and nobody is asked.
+        let source = HttpSource::open("http://user:secret@127.0.0.1:1/x?k=v", &options("fill=on"), Some(&pinned)).ok();
+        let source = source.expect("opens");
+        assert_eq!((source.identity(), source.requests()), (&pinned, 0));
+        assert_eq!(source.name(), "http://127.0.0.1:1/x?...");
+    }
+}

@@ -1,0 +1,63 @@
+//! What an image tells about itself.
+
+use std::time::Duration;
+
+/// A snapshot of an image's counters. All numbers count from the opening of the image unless they say otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Size of the image, in bytes.
+    pub size: u64,
+    /// Bytes of it that are resident now.
+    pub resident_bytes: u64,
+    /// Bytes that came from the source.
+    pub bytes_fetched: u64,
+    /// Bytes known to be zero, not transferred.
+    pub bytes_zero: u64,
+    /// Fetched bytes dropped because the guest had overwritten them first.
+    pub bytes_dropped: u64,
+    /// Requests sent to the source.
+    pub requests: u64,
+    /// Fetches begun for a waiting guest.
+    pub demand_fetches: u64,
+    /// Fetches begun ahead of the guest.
+    pub prefetch_fetches: u64,
+    /// Fetches that failed; those that may pass are tried again.
+    pub fetch_errors: u64,
+    /// Guest requests that found all their blocks resident and touched some for the first time.
+    pub first_hits: u64,
+    /// Guest requests that the gate could not let through at once, flushes included.
+    pub misses: u64,
+    /// Guest requests that waited for bytes.
+    pub stalls: u64,
+    /// Of those, the ones whose bytes were on their way already.
+    pub joined: u64,
+    /// Time during which at least one guest request waited for bytes.
+    pub stalled: Duration,
+    /// Guest requests that wait now.
+    pub waiting: u64,
+    /// Flushes asked for by the guest.
+    pub flushes: u64,
+    /// Times that new blocks were made durable.
+    pub checkpoints: u64,
+    /// Measured rate of the link, in bytes a second; 0 when unknown.
+    pub rate: u64,
+    /// Measured round-trip time; zero when unknown.
+    pub round_trip: Duration,
+    /// True when the source can never answer again.
+    pub failed: bool,
+    /// Fetches that failed since one last succeeded; 0 when the link works.
+    pub failures_on_end: u32,
+}
+
+/// What is to be expected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Forecast {
+    /// Probability that the guest waits for bytes at least once in the time asked about, from 0 to 1. Without a model
+    /// it follows from how often it waited lately: arrivals of a Poisson process.
+    pub stall_risk: f64,
+    /// Time until the image is complete if the link keeps its rate and the guest leaves it to the fill; `None` when the
+    /// rate is unknown.
+    pub complete_in: Option<Duration>,
+    /// Bytes not resident yet.
+    pub missing_bytes: u64,
+}
