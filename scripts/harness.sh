@@ -137,8 +137,10 @@ killed_mount() {
     ! mounted "$work/$1" || fusermount3 -uzq "$work/$1" || umount -l "$work/$1"
 }
 
-# json_number FILE KEY: a number out of a flat JSON object; empty when it is not there.
-json_number() { sed -n "s/.*\"$2\"[[:space:]]*:[[:space:]]*\([0-9.eE+-]*\).*/\1/p" "$1" 2>/dev/null | head -n 1; }
+# json_number FILE KEY: the first number of this name in a JSON file; empty when there is none.
+json_number() {
+    { grep -Eo "\"$2\"[[:space:]]*:[[:space:]]*[0-9.eE+-]+" "$1" 2>/dev/null || true; } | sed -n '1s/.*:[[:space:]]*//p'
+}
 
 # marker FILE NAME [KEY]: from a console log the stamp of a guest's line "@@ NAME ...", or the value of its KEY=.
 marker() {
