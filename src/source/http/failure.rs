@@ -58,7 +58,6 @@ impl Failure {
             E::Protocol(error) => {
                 Self::strange(format!("the server does not speak HTTP rightly: {error}"), errno::EPROTO, reached)
             }
-            E::LargeResponseHeader(..) => Self::strange(error.to_string(), errno::EPROTO, reached),
             _ => Self::strange(error.to_string(), errno::EPROTO, reached),
         }
     }

@@ -1,0 +1,83 @@
+# vmstream: build, installation and the doors to its checks. `make help` lists them.
+
+PREFIX     = /usr/local
+LIBDIR     = $(PREFIX)/lib
+INCLUDEDIR = $(PREFIX)/include
+BINDIR     = $(PREFIX)/bin
+MANDIR     = $(PREFIX)/share/man
+DOCDIR     = $(PREFIX)/share/doc/vmstream
+# DESTDIR: put before every path of an installation, for packagers; never written into a file.
+DESTDIR    =
+
+CARGO   = cargo
+INSTALL = install
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+MAJOR   := $(word 1,$(subst ., ,$(VERSION)))
+MINOR   := $(word 2,$(subst ., ,$(VERSION)))
+# The same rule as in build.rs, which gives the library its name.
+ABI     := $(if $(filter 0,$(MAJOR)),0.$(MINOR),$(MAJOR))
+LIB     := libvmstream.so
+OUT     := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
+
+MAN_PAGES := $(wildcard docs/man/*.[1-8])
+DOCUMENTS := $(wildcard README.md CHANGELOG.md LICENSE* docs/*.md)
+
+.PHONY: all help build header install uninstall demo test bench clean
+
+all: build
+
+help:
+	@echo 'make             build the library and the tool (release)'
+	@echo 'make install     install under PREFIX=$(PREFIX), staged in DESTDIR; also make uninstall'
+	@echo 'make demo        boot a guest from a streamed disk over a slow link, three ways, and compare'
+	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
+	@echo 'make bench       measure; figures are for this machine only'
+	@echo 'make header      write include/vmstream.h anew from src/capi'
+	@echo 'make clean       remove what was built'
+
+build:
+	scripts/install-deps.sh build
+	$(CARGO) build --release --locked
+
+header:
+	VMSTREAM_HEADER='$(CURDIR)/include/vmstream.h' $(CARGO) check --lib
+
+# Installs what `make` built, so that `sudo make install` neither compiles nor leaves root's files in target/.
+install:
+	@test -x $(OUT)/vmstream || { echo 'nothing built yet: run make first' >&2; exit 1; }
+	@objdump -p $(OUT)/$(LIB) | grep -q 'SONAME *$(LIB)\.$(ABI)$$' || \
+		{ echo '$(OUT)/$(LIB) does not name itself $(LIB).$(ABI): run make again' >&2; exit 1; }
+	$(INSTALL) -d '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(DOCDIR)'
+	$(INSTALL) -m 755 $(OUT)/$(LIB) '$(DESTDIR)$(LIBDIR)/$(LIB).$(VERSION)'
+	ln -sf $(LIB).$(VERSION) '$(DESTDIR)$(LIBDIR)/$(LIB).$(ABI)'
+	ln -sf $(LIB).$(ABI) '$(DESTDIR)$(LIBDIR)/$(LIB)'
+	$(INSTALL) -m 644 $(OUT)/libvmstream.a '$(DESTDIR)$(LIBDIR)/'
+	$(INSTALL) -m 644 include/vmstream.h '$(DESTDIR)$(INCLUDEDIR)/'
+	sed -e 's|@prefix@|$(PREFIX)|' -e 's|@libdir@|$(LIBDIR)|' -e 's|@includedir@|$(INCLUDEDIR)|' \
+		-e 's|@version@|$(VERSION)|' vmstream.pc.in > '$(DESTDIR)$(LIBDIR)/pkgconfig/vmstream.pc'
+	chmod 644 '$(DESTDIR)$(LIBDIR)/pkgconfig/vmstream.pc'
+	$(INSTALL) -m 755 $(OUT)/vmstream '$(DESTDIR)$(BINDIR)/'
+	for page in $(MAN_PAGES); do \
+		$(INSTALL) -D -m 644 $$page "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}" || exit 1; \
+	done
+	$(INSTALL) -m 644 $(DOCUMENTS) '$(DESTDIR)$(DOCDIR)/'
+
+uninstall:
+	rm -f '$(DESTDIR)$(LIBDIR)/$(LIB)' '$(DESTDIR)$(LIBDIR)/$(LIB).$(ABI)' '$(DESTDIR)$(LIBDIR)/$(LIB).$(VERSION)' \
+		'$(DESTDIR)$(LIBDIR)/libvmstream.a' '$(DESTDIR)$(LIBDIR)/pkgconfig/vmstream.pc' \
+		'$(DESTDIR)$(INCLUDEDIR)/vmstream.h' '$(DESTDIR)$(BINDIR)/vmstream'
+	for page in $(MAN_PAGES); do rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}"; done
+	rm -rf '$(DESTDIR)$(DOCDIR)'
+
+demo:
+	scripts/demo.sh
+
+test:
+	scripts/test.sh
+
+bench:
+	$(CARGO) bench
+
+clean:
+	$(CARGO) clean

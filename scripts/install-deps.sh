@@ -1,0 +1,69 @@
+#!/bin/bash
+# install-deps.sh GROUP...: makes sure that the Debian packages of the named groups are there.
+#
+#   build   what `make` needs beside Rust
+#   demo    what `make demo` needs: the guest's kernel, tools that make its disk, FUSE
+#   test    what `make test` needs on top of both
+#
+# Nothing happens when all commands are found, so every script may call this first. Only missing packages are
+# installed, after at most one `apt-get update`. Without root or apt it says what to install and ends with 1.
+set -euo pipefail
+export PATH="$PATH:/usr/sbin:/sbin"
+
+# group:what must be found:package that brings it. "What" is a command or, with a slash, a file.
+needs="
+build:cc:gcc
+build:pkg-config:pkg-config
+demo:linux.uml:user-mode-linux
+demo:mke2fs:e2fsprogs
+demo:fusermount3:fuse3
+demo:busybox:busybox-static
+demo:mmdebstrap:mmdebstrap
+demo:curl:curl
+demo:pgrep:procps
+test:fio:fio
+test:shellcheck:shellcheck
+test:mandoc:mandoc
+test:valgrind:valgrind
+test:debugfs:e2fsprogs
+"
+
+[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test ..." >&2; exit 2; }
+
+present() {
+    case $1 in
+        */*) [ -e "$1" ] ;;
+        *) command -v "$1" >/dev/null ;;
+    esac
+}
+
+if ! command -v cargo >/dev/null; then
+    # Debian's own cargo is older than the edition this crate is written in.
+    echo "install-deps.sh: no cargo found: install Rust 1.85 or later from https://rustup.rs" >&2
+    exit 1
+fi
+
+missing=()
+for group in "$@"; do
+    known=no
+    while IFS=: read -r of what package; do
+        [ "$of" = "$group" ] || continue
+        known=yes
+        present "$what" || missing+=("$package")
+    done <<<"$needs"
+    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo and test" >&2; exit 2; }
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "install-deps.sh: missing Debian packages: ${missing[*]}" >&2
+    echo "install-deps.sh: install them as root: apt-get install ${missing[*]}" >&2
+    exit 1
+fi
+
+echo "installing ${missing[*]}" >&2
+export DEBIAN_FRONTEND=noninteractive
+install() { apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null >&2; }
+# The package lists may be fresh enough; only when they are not does the update cost its time.
+install || { apt-get update -q >&2 && install; }

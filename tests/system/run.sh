@@ -1,0 +1,36 @@
+#!/bin/bash
+# run.sh [NAME...]: runs the system tests (all, or those named) one after the other and sums up.
+#
+# Each test is tests/system/NAME.sh. The last line reads "N passed, N failed, N skipped"; skipped tests are
+# named with their reason before it. Exit status 1 when one failed.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+names=("$@")
+[ ${#names[@]} -gt 0 ] || names=(boot fio link-cut diskfull kill9)
+# No test may hang the run: the longest takes about five minutes.
+limit_s=900
+
+passed=0 failed=0
+skips=()
+for name in "${names[@]}"; do
+    [ -x "$here/$name.sh" ] || { echo "run.sh: no test '$name' in $here" >&2; exit 2; }
+    echo "== $name"
+    log=$(mktemp)
+    status=0
+    timeout --kill-after=30 $limit_s "$here/$name.sh" 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
+    case $status in
+        0) passed=$((passed + 1)) ;;
+        77) skips+=("$(grep '^SKIP' "$log" | tail -n 1)") ;;
+        *)
+            failed=$((failed + 1))
+            # The test's own verdict is there unless it died or was cut off.
+            grep -q '^FAIL' "$log" || echo "FAIL $name: ended with status $status"
+            ;;
+    esac
+    rm -f "$log"
+done
+
+[ ${#skips[@]} = 0 ] || printf '!! %s\n' "${skips[@]}"
+echo "system tests: $passed passed, $failed failed, ${#skips[@]} skipped"
+[ $failed = 0 ]
