@@ -14,11 +14,8 @@ use crate::notify::{Completion, CompletionQueue, Notifier};
 use crate::source::{self, Source};
 use crate::stats::{Forecast, Stats};
 use crate::store::{Cache, Place};
-use crate::sys::FileMap;
+use crate::sys::{FileMap, with_signals_blocked};
 use crate::time::Moment;
-
-/// Pause between attempts to reach the origin while an image is opened.
-const OPEN_RETRY: Duration = Duration::from_millis(250);
 
 /// A disk image that is being streamed.
 ///
@@ -87,7 +84,8 @@ impl Image {
             }
             config.block_bytes = block_bytes;
         }
-        let source = open_source(&config, pinned.as_ref().map(|p| &p.identity))?;
+        // Looking up a host name may start a thread of its own.
+        let source = with_signals_blocked(|| source::open(&config, pinned.as_ref().map(|p| &p.identity)))?;
         Self::assemble(cache, source, &config, notifier)
     }
 
@@ -195,6 +193,18 @@ impl Image {
         self.engine.shared.store.read(offset, bytes)
     }
 
+    /// Overwrites the local file, between a write's "ready" and its [`Image::block_done`], and keeps its modification
+    /// time.
+    pub fn write_local(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.engine.shared.store.write(offset, bytes)
+    }
+
+    /// Zeroes a range of the local file and gives its space back, between a discard's "ready" and its
+    /// [`Image::block_done`].
+    pub fn zero_local(&self, offset: u64, length: u64) -> Result<()> {
+        self.engine.shared.store.zero(offset, length)
+    }
+
     /// Reads bytes of the image, waiting for them if need be.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         self.block_wait(Op::Read, offset, bytes.len() as u64)?;
@@ -205,7 +215,7 @@ impl Image {
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let length = bytes.len() as u64;
         self.block_wait(Op::Write, offset, length)?;
-        let result = self.engine.shared.store.write(offset, bytes);
+        let result = self.write_local(offset, bytes);
         self.block_done(Op::Write, offset, length, result.is_ok())?;
         result
     }
@@ -213,7 +223,7 @@ impl Image {
     /// Makes a range read as zeroes and gives its space back.
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
         self.block_wait(Op::Discard, offset, length)?;
-        let result = self.engine.shared.store.zero(offset, length);
+        let result = self.zero_local(offset, length);
         self.block_done(Op::Discard, offset, length, result.is_ok())?;
         result
     }
@@ -357,23 +367,4 @@ impl Image {
         }
         self.engine.finish()
     }
-}
-
-/// Opens the source, patient with an origin that cannot be reached yet.
-fn open_source(config: &Config, pinned: Option<&source::Identity>) -> Result<Box<dyn Source>> {
-    let until = Moment::now() + config.open_timeout;
-    loop {
-        match source::open(config, pinned) {
-            Err(error) if is_passing(&error) && Moment::now() < until => {
-                log::warn!("{error}; trying again");
-                std::thread::sleep(OPEN_RETRY);
-            }
-            result => return result,
-        }
-    }
-}
-
-/// True for failures to reach a server that another attempt may not meet.
-fn is_passing(error: &Error) -> bool {
-    matches!(error.errno(), errno::ETIMEDOUT | errno::EHOSTUNREACH | errno::EAGAIN)
 }

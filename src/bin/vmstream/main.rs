@@ -13,9 +13,11 @@
 //! 128 + N is what a shell reports for a process that a signal killed, so scripts need one rule for both.
 
 mod fetch;
+mod files;
 mod logger;
 mod mount;
 mod progress;
+mod report;
 mod serve;
 mod signals;
 mod status;
@@ -60,7 +62,6 @@ enum Outcome {
     /// All that was asked for is done.
     Done,
     /// This signal ended it before its work was done; what was done so far is kept.
-    #[cfg_attr(not(test), expect(dead_code, reason = "fetch is the one subcommand that can be cut short"))]
     Interrupted(i32),
 }
 

@@ -41,7 +41,6 @@ enum Mode {
     Lines,
 }
 
-#[expect(dead_code, reason = "mount and fetch draw it")]
 impl Meter {
     /// A meter for standard error as it is: silent when it is no terminal, unless `forced`.
     pub fn new(forced: bool) -> Self {
