@@ -68,11 +68,7 @@ impl Image {
     }
 
     fn open_config(mut config: Config, notifier: Notifier) -> Result<Self> {
-        let place = Place::of(&config);
-        if matches!(place, Place::Ephemeral) && !config.fill_given {
-            config.fill = false; // a nameless file must not eat the disk unasked
-        }
-        let cache = Cache::lock(&place)?;
+        let cache = Cache::lock(&Place::of(&config))?;
         let pinned = cache.pinned().cloned();
         if let Some(pinned) = &pinned {
             let block_bytes = pinned.geometry.block_bytes();
@@ -86,7 +82,7 @@ impl Image {
         }
         // Looking up a host name may start a thread of its own.
         let source = with_signals_blocked(|| source::open(&config, pinned.as_ref().map(|p| &p.identity)))?;
-        Self::assemble(cache, source, &config, notifier)
+        Self::assemble(cache, source, config, notifier)
     }
 
     /// Opens an image over a source of the caller's own, for embedders with another transport and for tests.
@@ -98,14 +94,17 @@ impl Image {
         let named = [format!("source={}", source.name())];
         let options = options.into_iter().map(|o| o.as_ref().to_owned());
         let config = Config::parse(named.into_iter().chain(options))?;
-        Self::assemble(Cache::lock(&Place::of(&config))?, source, &config, notifier)
+        Self::assemble(Cache::lock(&Place::of(&config))?, source, config, notifier)
     }
 
-    fn assemble(cache: Cache, source: Box<dyn Source>, config: &Config, notifier: Notifier) -> Result<Self> {
+    fn assemble(cache: Cache, source: Box<dyn Source>, mut config: Config, notifier: Notifier) -> Result<Self> {
         let identity = source.identity().clone();
         let geometry = Geometry::new(identity.size, config.block_bytes)?;
         let (store, journal, present) = cache.begin(&identity, geometry, &source.name())?;
-        let gate = Gate::new(geometry, config)?;
+        if store.ephemeral() && !config.fill_given {
+            config.fill = false; // a nameless file must not eat the disk unasked
+        }
+        let gate = Gate::new(geometry, &config)?;
         for run in present {
             gate.states.restore(run);
         }
@@ -116,7 +115,7 @@ impl Image {
             gate.states.resident_count() * geometry.block_bytes(),
             store.path().map_or("a temporary file".into(), |path| path.to_string_lossy())
         );
-        let engine = Engine::start(gate, store, journal, source, notifier, config)?;
+        let engine = Engine::start(gate, store, journal, source, notifier, &config)?;
         Ok(Self { engine, map: OnceLock::new(), opened: Moment::now() })
     }
 
