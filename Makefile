@@ -41,7 +41,7 @@ build:
 	$(CARGO) build --release --locked
 
 header:
-	VMSTREAM_HEADER='$(CURDIR)/include/vmstream.h' $(CARGO) check --lib
+	VMS_UPDATE_HEADER=1 $(CARGO) test --test header
 
 # Installs what `make` built, so that `sudo make install` neither compiles nor leaves root's files in target/.
 install:

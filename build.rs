@@ -1,12 +1,10 @@
-//! Build script: gives the shared library its name for the dynamic linker, and writes the C header when asked to.
+//! Build script: gives the shared library its name for the dynamic linker.
 
 use std::env;
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=cbindgen.toml");
-    println!("cargo:rerun-if-env-changed=VMSTREAM_HEADER");
 
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         // Versions that may replace each other share a name: 0.N.x while the major version is 0, then N.x.
@@ -18,9 +16,5 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-z,now");
     }
 
-    // `make header` names the file; an ordinary build writes nothing outside its target directory.
-    if let Some(path) = env::var_os("VMSTREAM_HEADER") {
-        cbindgen::generate(env::var("CARGO_MANIFEST_DIR")?)?.write_to_file(path);
-    }
     Ok(())
 }

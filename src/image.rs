@@ -14,11 +14,8 @@ use crate::notify::{Completion, CompletionQueue, Notifier};
 use crate::source::{self, Source};
 use crate::stats::{Forecast, Stats};
 use crate::store::{Cache, Place};
-use crate::sys::FileMap;
+use crate::sys::{FileMap, with_signals_blocked};
 use crate::time::Moment;
-
-/// Pause between attempts to reach the origin while an image is opened.
-const OPEN_RETRY: Duration = Duration::from_millis(250);
 
 /// A disk image that is being streamed.
 ///
@@ -54,7 +51,7 @@ impl Image {
     /// Blocks until the origin has said what the image is, unless the cache knows it from before: then no contact
     /// is made. Errors: what the origin, the cache or the options are wrong about.
     pub fn open<S: AsRef<str>>(options: impl IntoIterator<Item = S>) -> Result<Self> {
-        Self::open_notifying(options, Notifier::Queue(CompletionQueue::new()?))
+        Self::open_notifying(options, Notifier::Queue(Box::new(CompletionQueue::new()?)))
     }
 
     /// Opens an image whose completions go to `ready`, called on library threads.
@@ -66,10 +63,7 @@ impl Image {
     }
 
     /// Opens an image with completions going where `notifier` says.
-    pub fn open_notifying<S: AsRef<str>>(
-        options: impl IntoIterator<Item = S>,
-        notifier: Notifier,
-    ) -> Result<Self> {
+    pub fn open_notifying<S: AsRef<str>>(options: impl IntoIterator<Item = S>, notifier: Notifier) -> Result<Self> {
         Self::open_config(Config::parse(options)?, notifier)
     }
 
@@ -83,12 +77,15 @@ impl Image {
         if let Some(pinned) = &pinned {
             let block_bytes = pinned.geometry.block_bytes();
             if config.block_bytes_given && config.block_bytes != block_bytes {
-                let reason = format!("this cache was made with block_size={block_bytes}; leave the option out or use another cache");
+                let reason = format!(
+                    "this cache was made with block_size={block_bytes}; leave the option out or use another cache"
+                );
                 return Err(Error::option("block_size", &config.block_bytes.to_string(), reason));
             }
             config.block_bytes = block_bytes;
         }
-        let source = open_source(&config, pinned.as_ref().map(|p| &p.identity))?;
+        // Looking up a host name may start a thread of its own.
+        let source = with_signals_blocked(|| source::open(&config, pinned.as_ref().map(|p| &p.identity)))?;
         Self::assemble(cache, source, &config, notifier)
     }
 
@@ -117,7 +114,7 @@ impl Image {
             source.name(),
             geometry.size(),
             gate.states.resident_count() * geometry.block_bytes(),
-            store.path().display()
+            store.path().map_or("a temporary file".into(), |path| path.to_string_lossy())
         );
         let engine = Engine::start(gate, store, journal, source, notifier, config)?;
         Ok(Self { engine, map: OnceLock::new(), opened: Moment::now() })
@@ -188,12 +185,24 @@ impl Image {
 
     /// Readable while [`Image::reap`] has completions; `None` when a callback gets them.
     pub fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.engine.queue().map(CompletionQueue::event_fd)
+        self.engine.queue().map(|queue| queue.event_fd())
     }
 
     /// Reads the local file. Only what is resident means anything.
     pub fn read_local(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         self.engine.shared.store.read(offset, bytes)
+    }
+
+    /// Overwrites the local file, between a write's "ready" and its [`Image::block_done`], and keeps its modification
+    /// time.
+    pub fn write_local(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.engine.shared.store.write(offset, bytes)
+    }
+
+    /// Zeroes a range of the local file and gives its space back, between a discard's "ready" and its
+    /// [`Image::block_done`].
+    pub fn zero_local(&self, offset: u64, length: u64) -> Result<()> {
+        self.engine.shared.store.zero(offset, length)
     }
 
     /// Reads bytes of the image, waiting for them if need be.
@@ -206,7 +215,7 @@ impl Image {
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let length = bytes.len() as u64;
         self.block_wait(Op::Write, offset, length)?;
-        let result = self.engine.shared.store.write(offset, bytes);
+        let result = self.write_local(offset, bytes);
         self.block_done(Op::Write, offset, length, result.is_ok())?;
         result
     }
@@ -214,7 +223,7 @@ impl Image {
     /// Makes a range read as zeroes and gives its space back.
     pub fn discard(&self, offset: u64, length: u64) -> Result<()> {
         self.block_wait(Op::Discard, offset, length)?;
-        let result = self.engine.shared.store.zero(offset, length);
+        let result = self.zero_local(offset, length);
         self.block_done(Op::Discard, offset, length, result.is_ok())?;
         result
     }
@@ -224,8 +233,8 @@ impl Image {
         self.engine.shared.store.fd()
     }
 
-    /// Path of the local file, for messages.
-    pub fn path(&self) -> &Path {
+    /// Path of the local file; `None` for a nameless temporary one.
+    pub fn path(&self) -> Option<&Path> {
         self.engine.shared.store.path()
     }
 
@@ -330,7 +339,11 @@ impl Image {
                 self.engine.with_planner(|p| p.set_error_after(limit));
             }
             _ => {
-                return Err(Error::option(key, value, "cannot be changed while the image is open (prefetch, fill and error_after can)"));
+                return Err(Error::option(
+                    key,
+                    value,
+                    "cannot be changed while the image is open (prefetch, fill and error_after can)",
+                ));
             }
         }
         Ok(())
@@ -350,27 +363,8 @@ impl Image {
     pub fn finish(mut self) -> Result<()> {
         if !self.is_complete() {
             let missing = self.size() - self.stats().resident_bytes;
-            return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.path().display())));
+            return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.source_name())));
         }
         self.engine.finish()
     }
-}
-
-/// Opens the source, patient with an origin that cannot be reached yet.
-fn open_source(config: &Config, pinned: Option<&source::Identity>) -> Result<Box<dyn Source>> {
-    let until = Moment::now() + config.open_timeout;
-    loop {
-        match source::open(config, pinned) {
-            Err(error) if is_passing(&error) && Moment::now() < until => {
-                log::warn!("{error}; trying again");
-                std::thread::sleep(OPEN_RETRY);
-            }
-            result => return result,
-        }
-    }
-}
-
-/// True for failures to reach a server that another attempt may not meet.
-fn is_passing(error: &Error) -> bool {
-    matches!(error.errno(), errno::ETIMEDOUT | errno::EHOSTUNREACH | errno::EAGAIN)
 }

@@ -166,6 +166,10 @@ mod tests {
             link.arrive(&mut token, chunk, now);
             link.end(token, 0, now);
         }
+        for (mut token, chunk, at) in on_the_way {
+            link.arrive(&mut token, chunk, at);
+            link.end(token, 0, at);
+        }
         (link, worst)
     }
 

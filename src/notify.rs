@@ -73,7 +73,7 @@ pub enum Notifier {
     /// To a function.
     Callback(ReadyFn),
     /// Into a queue.
-    Queue(CompletionQueue),
+    Queue(Box<CompletionQueue>),
 }
 
 impl Notifier {

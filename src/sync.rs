@@ -14,7 +14,7 @@ mod real {
     use std::time::Duration;
 
     use rustix::thread::futex;
-    pub use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+    pub use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
     /// A word that threads can sleep on. Private to the address space, not to the process: it also works between
     /// threads of different thread groups that share their memory (`clone(CLONE_VM)`).
@@ -53,7 +53,7 @@ mod real {
 mod model {
     use std::time::Duration;
 
-    pub use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+    pub use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
     /// A futex in the model.
     #[derive(Debug, Default)]

@@ -76,7 +76,7 @@ pub unsafe extern "C" fn vms_open(
         let notifier = match ready {
             Some(ready) if ready.0.call.is_none() => return Err(null("ready->call")),
             Some(ready) => Notifier::Callback(Box::new(move |completion| ready.call(completion))),
-            None => Notifier::Queue(CompletionQueue::new()?),
+            None => Notifier::Queue(Box::new(CompletionQueue::new()?)),
         };
         let opened = Box::new(Image::open_notifying(list, notifier)?);
         // SAFETY: as above.

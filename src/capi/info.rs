@@ -113,7 +113,8 @@ pub unsafe extern "C" fn vms_set(image_: *const vms_image, option: *const c_char
     guard_result(|| {
         // SAFETY: a live handle or NULL and a C string or NULL, as the header demands.
         let (image, option) = unsafe { (image(image_).ok_or_else(|| null("image"))?, text("option", option)?) };
-        let (key, value) = option.split_once('=').ok_or_else(|| Error::option(option, "", "options have the form key=value"))?;
+        let (key, value) =
+            option.split_once('=').ok_or_else(|| Error::option(option, "", "options have the form key=value"))?;
         image.set(key, value).map(|()| 0)
     })
 }

@@ -171,6 +171,27 @@ impl Shared {
         }
     }
 
+    /// Runs the body of a thread. A panic there is a defect of ours: it must not leave a guest waiting for ever, so the
+    /// image is given up and everything that waits is answered with -ENOTRECOVERABLE.
+    fn shielded(&self, body: impl FnOnce()) {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_ok() {
+            return;
+        }
+        self.report(log::Level::Error, "internal error in a streaming thread; the image is given up".to_owned());
+        self.gate.close();
+        self.closing.store(true, Ordering::SeqCst);
+        let mut answers: Vec<Answer> = Vec::new();
+        {
+            let mut core = lock(&self.core);
+            answers.extend(core.replies.drain().map(|(_, reply)| (reply, -errno::ENOTRECOVERABLE)));
+            while let Some(miss) = self.gate.next_miss() {
+                answers.push((miss.reply, -errno::ENOTRECOVERABLE));
+            }
+        }
+        self.answer(&mut answers);
+        self.gate.signal.ring_all();
+    }
+
     fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
@@ -229,10 +250,10 @@ impl Engine {
         engine.syncer = Some(spawn("vms-sync", move || syncer::run(&shared, journal, &sync_jobs))?);
         for lane in 0..config.connections {
             let shared = engine.shared.clone();
-            engine.threads.push(spawn("vms-fetch", move || worker::run(&shared, lane))?);
+            engine.threads.push(spawn("vms-fetch", move || shared.shielded(|| worker::run(&shared, lane)))?);
         }
         let shared = engine.shared.clone();
-        engine.threads.push(spawn("vms-engine", move || run(&shared))?);
+        engine.threads.push(spawn("vms-engine", move || shared.shielded(|| run(&shared)))?);
         Ok(engine)
     }
 
@@ -246,7 +267,8 @@ impl Engine {
     /// True on one of the engine's threads.
     pub fn is_own_thread(&self) -> bool {
         let me = std::thread::current().id();
-        self.threads.iter().any(|t| t.thread().id() == me) || self.syncer.as_ref().is_some_and(|t| t.thread().id() == me)
+        self.threads.iter().any(|t| t.thread().id() == me)
+            || self.syncer.as_ref().is_some_and(|t| t.thread().id() == me)
     }
 
     /// The last error, as text for a person.

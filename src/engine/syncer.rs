@@ -46,7 +46,7 @@ pub(super) fn run(shared: &Shared, mut journal: Journal, jobs: &Receiver<SyncJob
         shared.answer(&mut answers);
         if result.is_ok() && !complete && shared.gate.states.resident_count() == shared.gate.geometry().blocks() {
             complete = true;
-            log::info!("{}: complete; the origin is no longer needed", shared.store.path().display());
+            log::info!("{}: complete; the origin is no longer needed", shared.source.name());
         }
         last = result;
         if stop {
@@ -58,7 +58,7 @@ pub(super) fn run(shared: &Shared, mut journal: Journal, jobs: &Receiver<SyncJob
 
 /// `flush`: a guest asked, so its rewritten blocks must reach the disk too, not only what is new to the journal.
 fn sync(shared: &Shared, journal: &mut Journal, flush: bool) -> Result<()> {
-    if shared.store.is_ephemeral() {
+    if shared.store.ephemeral() {
         return Ok(());
     }
     let states = &shared.gate.states;
@@ -75,7 +75,7 @@ fn sync(shared: &Shared, journal: &mut Journal, flush: bool) -> Result<()> {
     shared.counters.checkpoints.add(1);
     if journal.wants_compaction() {
         // What was recorded stays recorded if this fails; it is tried again at the next record.
-        if let Err(error) = journal.compact(states.durable().into_iter()) {
+        if let Err(error) = journal.compact(states.durable()) {
             shared.report(log::Level::Warn, error.to_string());
         }
     }

@@ -76,7 +76,10 @@ fn fetch(shared: &Shared, lane: usize, job: Job, carry: &mut Vec<u8>, answers: &
         }
         (Ok(()), None) if whole => Outcome::Done,
         (Ok(()), None) => {
-            shared.report(log::Level::Error, format!("{}: sent less than asked for at byte {offset}", shared.source.name()));
+            shared.report(
+                log::Level::Error,
+                format!("{}: sent less than asked for at byte {offset}", shared.source.name()),
+            );
             Outcome::Failed { retry_after: None }
         }
         (Err(FetchError::Stopped), None) => Outcome::Failed { retry_after: None },
@@ -87,7 +90,8 @@ fn fetch(shared: &Shared, lane: usize, job: Job, carry: &mut Vec<u8>, answers: &
             Outcome::Failed { retry_after }
         }
         (Err(FetchError::Fatal(error)), None) => {
-            shared.report(log::Level::Error, format!("{error}; reads of blocks that are not here yet fail from now on"));
+            shared
+                .report(log::Level::Error, format!("{error}; reads of blocks that are not here yet fail from now on"));
             Outcome::Fatal
         }
     };

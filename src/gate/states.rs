@@ -71,7 +71,7 @@ pub struct States {
 #[inline]
 fn spans(range: BlockRange) -> impl Iterator<Item = (usize, u64)> {
     let (start, end) = (range.start.0, range.end.0);
-    let last = end.div_ceil(BLOCKS_PER_WORD);
+    let last = if start < end { end.div_ceil(BLOCKS_PER_WORD) } else { 0 };
     (start / BLOCKS_PER_WORD..last).map(move |index| {
         let base = index * BLOCKS_PER_WORD;
         let lo = start.saturating_sub(base);
@@ -216,7 +216,7 @@ impl States {
             if picked == 0 {
                 return 0;
             }
-            let next = seen & !(picked * STATE) | picked * to;
+            let next = (seen & !(picked * STATE)) | (picked * to);
             match word.compare_exchange_weak(seen, next, ordering, Ordering::Relaxed) {
                 Ok(_) => return picked,
                 Err(now) => seen = now,
@@ -241,7 +241,7 @@ impl States {
                 if absent == 0 {
                     break;
                 }
-                match word.compare_exchange_weak(seen, seen | absent * CLAIMED, Ordering::AcqRel, Ordering::Acquire) {
+                match word.compare_exchange_weak(seen, seen | (absent * CLAIMED), Ordering::AcqRel, Ordering::Acquire) {
                     Ok(_) => break,
                     Err(now) => seen = now,
                 }
@@ -399,7 +399,7 @@ mod tests {
     }
 
     fn range() -> impl Strategy<Value = BlockRange> {
-        (0..N, 1..90u64).prop_map(|(s, n)| BlockRange::new(s, (s + n).min(N)))
+        (0..N, 0..90u64).prop_map(|(s, n)| BlockRange::new(s, (s + n).min(N)))
     }
 
     fn step() -> impl Strategy<Value = Step> {

@@ -97,22 +97,22 @@ impl Source for FaultSource {
 
     fn fetch(&self, lane: usize, offset: u64, length: u64, sink: &mut dyn Sink) -> Result<(), FetchError> {
         let plan = self.plan(offset, length)?;
-        let name = self.inner.name();
+        let name = || self.inner.name();
         if plan.fatal {
-            return Err(FetchError::Fatal(Error::new(errno::EIO, format!("{name}: injected final failure"))));
+            return Err(FetchError::Fatal(Error::new(errno::EIO, format!("{}: injected final failure", name()))));
         }
         sleep(self.spec.delay + self.spec.rtt);
         if self.is_dead() {
-            return Err(FetchError::transient(format!("{name}: injected dead link")));
+            return Err(FetchError::transient(format!("{}: injected dead link", name())));
         }
         if plan.error {
-            return Err(FetchError::transient(format!("{name}: injected failure")));
+            return Err(FetchError::transient(format!("{}: injected failure", name())));
         }
         let mut spoiler = Spoiler { source: self, plan, sink, ended: None };
         let result = self.inner.fetch(lane, offset, length, &mut spoiler);
         match (result, spoiler.ended) {
-            (_, Some(End::Cut)) => Err(FetchError::transient(format!("{name}: injected cut"))),
-            (_, Some(End::Dead)) => Err(FetchError::transient(format!("{name}: injected dead link"))),
+            (_, Some(End::Cut)) => Err(FetchError::transient(format!("{}: injected cut", name()))),
+            (_, Some(End::Dead)) => Err(FetchError::transient(format!("{}: injected dead link", name()))),
             (_, Some(End::Short)) => Ok(()),
             (result, None) => result,
         }

@@ -205,10 +205,10 @@ impl Source for MirrorSource {
     }
 
     fn warm(&self, lane: usize) {
-        if let Some(at) = self.order(Instant::now()).first() {
-            if let Some(source) = &self.mirrors[*at].source {
-                source.warm(lane);
-            }
+        if let Some(at) = self.order(Instant::now()).first()
+            && let Some(source) = &self.mirrors[*at].source
+        {
+            source.warm(lane);
         }
     }
 

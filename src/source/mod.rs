@@ -127,7 +127,8 @@ pub trait Source: Send + Sync {
     /// `lane` is the number of the calling worker: a source may keep one connection for each.
     fn fetch(&self, lane: usize, offset: u64, length: u64, sink: &mut dyn Sink) -> Result<(), FetchError>;
 
-    /// Makes a connection ready for `lane` ahead of its next fetch, if none is. Failing is no error.
+    /// Makes a connection ready for `lane` ahead of its next fetch, if none is. Failing is no error. Blocks like
+    /// a fetch, so the lane's own worker calls it, when it has nothing else to do.
     fn warm(&self, lane: usize) {
         let _ = lane;
     }
@@ -296,7 +297,8 @@ mod tests {
     #[test]
     fn a_server_that_is_away_is_waited_for_and_then_named() {
         // Port 1 of this machine refuses at once.
-        let away = config(&["source=http://u:secret@127.0.0.1:1/x", "open_timeout=50ms", "retry_min=10ms"]);
+        let away =
+            config(&["source=http://u:secret@127.0.0.1:1/x", "proxy=none", "open_timeout=50ms", "retry_min=10ms"]);
         let error = open(&away, None).err().unwrap();
         assert_eq!(error.errno(), errno::EHOSTUNREACH);
         let text = error.to_string();

@@ -120,16 +120,16 @@ pub(super) fn bind<F: Folder>(
             chain.header().check_same(&header.pinned, &shown)?;
             // Before the image is made, for that must never be there without a journal.
             chain.adopt()?;
-            let image = find_image(folder, names, size, !runs.is_empty())?;
+            let image = find_image(folder, names, folder.open(&names.image)?, size, !runs.is_empty())?;
             if runs.is_empty() {
                 // Perhaps made just now, or by a session that was killed before it could make this durable.
                 sync_image::<F>(&image, &shown)?;
                 folder.sync()?;
             }
-            if chain.wants_compaction() {
-                if let Err(error) = chain.compact(runs.iter().copied()) {
-                    log::warn!("{error}; the journal stays as long as it is");
-                }
+            if chain.wants_compaction()
+                && let Err(error) = chain.compact(runs.iter().copied())
+            {
+                log::warn!("{error}; the journal stays as long as it is");
             }
             Ok(Bound { image, chain, runs })
         }
@@ -139,8 +139,10 @@ pub(super) fn bind<F: Folder>(
             if bytes.map_err(|e| Error::io(format_args!("cannot examine {shown}"), e))? > 0 {
                 return Err(unjournalled(&shown, &folder.show(&names.journal)));
             }
+            let made = present.is_none();
             let chain = Chain::create(folder, names, header)?;
-            let image = find_image(folder, names, size, false)?;
+            let image =
+                find_image(folder, names, present, size, false).inspect_err(|_| withdraw(folder, names, made))?;
             sync_image::<F>(&image, &shown)?;
             folder.sync()?;
             Ok(Bound { image, chain, runs: Vec::new() })
@@ -148,10 +150,19 @@ pub(super) fn bind<F: Folder>(
     }
 }
 
-/// Opens the image that belongs to a journal; makes it when the journal claims nothing in it.
-fn find_image<F: Folder>(folder: &F, names: &Names, size: u64, claimed: bool) -> Result<F::File> {
+/// Checks the image that belongs to a journal; makes it when the journal claims nothing in it.
+///
+/// The image is opened once and not closed again, because closing any descriptor of a file drops all POSIX locks
+/// that the process, perhaps a guest's monitor, has on it.
+fn find_image<F: Folder>(
+    folder: &F,
+    names: &Names,
+    present: Option<F::File>,
+    size: u64,
+    claimed: bool,
+) -> Result<F::File> {
     let (shown, journal) = (folder.show(&names.image), folder.show(&names.journal));
-    let image = match folder.open(&names.image)? {
+    let image = match present {
         Some(image) => image,
         None if claimed => {
             let text = format!(
@@ -174,6 +185,15 @@ fn find_image<F: Folder>(folder: &F, names: &Names, size: u64, claimed: bool) ->
     Ok(image)
 }
 
+/// Takes back a new cache whose image could not be made, so that it is not in the way of another attempt.
+fn withdraw<F: Folder>(folder: &F, names: &Names, made: bool) {
+    let image = if made { folder.remove(&names.image) } else { Ok(()) };
+    // In this order: there must never be an image without a journal.
+    if let Err(error) = image.and_then(|()| folder.remove(&names.journal)) {
+        log::warn!("{error}; remove it before another attempt");
+    }
+}
+
 fn sync_image<F: Folder>(image: &F::File, shown: &str) -> Result<()> {
     image.sync().map_err(|e| Error::io(format_args!("cannot make durable {shown}"), e))
 }
@@ -186,4 +206,30 @@ fn unjournalled(image: &str, journal: &str) -> Error {
          was not touched; use it as it is, or give another path"
     );
     Error::new(EEXIST, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_may_be_used_by_all_threads_and_a_journal_handed_to_its_owner() {
+        fn shared<T: Clone + Send + Sync>() {}
+        fn owned<T: Send>() {}
+        shared::<Store>();
+        owned::<Journal>();
+        owned::<Cache>();
+    }
+
+    #[test]
+    fn a_place_where_a_directory_cannot_be_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let error = |place: Place| Cache::lock(&place).map(|_| ()).unwrap_err().to_string();
+        std::fs::write(root.path().join("file"), b"").unwrap();
+        let text = error(Place::Directory(root.path().join("file/cache")));
+        assert!(text.contains("file/cache"), "{text}");
+        let text = error(Place::File(root.path().join("none/image")));
+        assert!(text.contains("none") && text.contains("No such file"), "{text}");
+        assert!(!root.path().join("none").exists(), "a directory is made only for a cache directory");
+    }
 }

@@ -122,8 +122,7 @@ impl<F: Folder> Chain<F> {
     /// journal claims. When this fails before the exchange the old journal stays in use.
     pub fn compact(&mut self, runs: impl Iterator<Item = BlockRange>) -> Result<()> {
         self.check_sound()?;
-        let header = Header { salt: self.header.salt.wrapping_add(1), ..self.header.clone() };
-        let exchanged = write_fresh(&self.folder, &self.names, &header, runs).and_then(|fresh| {
+        let exchanged = write_fresh(&self.folder, &self.names, &self.header, runs).and_then(|fresh| {
             self.folder.rename(&self.names.fresh, &self.names.journal)?;
             Ok(fresh)
         });
@@ -138,7 +137,7 @@ impl<F: Folder> Chain<F> {
                 return Err(error);
             }
         };
-        (self.file, self.end, self.link, self.header) = (file, end, link, header);
+        (self.file, self.end, self.link) = (file, end, link);
         self.compact_at = compact_at(end);
         // After a crash now the old journal may be back under the name; records must not go to a file that may be lost.
         self.folder.sync().inspect_err(|error| self.fail(error))

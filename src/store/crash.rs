@@ -18,14 +18,14 @@ fn names() -> Names {
     Names::of("disk".as_ref())
 }
 
-fn header(salt: u64) -> Header {
+fn header(now_s: i64, salt: u64) -> Header {
     let identity = Identity { size: BLOCKS * BLOCK_BYTES, validator: Some("\"a\"".into()), mtime_s: None };
-    Header::new(&identity, Geometry::new(identity.size, BLOCK_BYTES).unwrap(), "test", 1, salt).unwrap()
+    Header::new(&identity, Geometry::new(identity.size, BLOCK_BYTES).unwrap(), "test", now_s, salt).unwrap()
 }
 
 fn open(disk: &Disk, salt: u64) -> Result<Bound<Disk>> {
     let found = Chain::open(disk, &names())?;
-    bind(disk, &names(), found, header(salt))
+    bind(disk, &names(), found, header(salt as i64, salt))
 }
 
 /// The content of a block in its `version`th writing.
@@ -193,6 +193,48 @@ fn so_it_is_on_a_disk_that_is_often_full_and_sometimes_fails() {
 }
 
 #[test]
+fn opening_may_be_stopped_twice_at_any_moments() {
+    let fresh = |stop_at: Option<u64>| {
+        let disk = Disk::new(1, Faults::default());
+        stop_at.inspect(|moment| disk.stop_at(*moment));
+        let _ = open(&disk, 5);
+        disk
+    };
+    let moments = fresh(None).moments();
+    assert!(moments > 15);
+    for first in 0..moments {
+        for second in 0..=moments {
+            let disk = fresh(Some(first)).after_kill();
+            disk.stop_at(disk.moments() + second);
+            let _ = open(&disk, 6);
+            for seed in 0..20 {
+                let disk = disk.after_power_failure(seed);
+                let bound = open(&disk, 7).unwrap_or_else(|e| panic!("stops {first} and {second}, seed {seed}: {e}"));
+                assert_eq!(bound.runs, []);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_record_that_could_not_be_synced_is_not_believed_by_the_next_session() {
+    let mut failures = 0;
+    for seed in 0..100 {
+        let disk = Disk::new(seed, Faults::default());
+        let mut bound = open(&disk, 5).unwrap();
+        disk.set_faults(Faults { full_one_in: 0, sync_one_in: 2 });
+        let failed = (0..BLOCKS).any(|block| bound.chain.append(&[BlockRange::new(block, block + 1)]).is_err());
+        failures += u64::from(failed);
+        disk.set_faults(Faults::default());
+        let disk = disk.after_kill();
+        let believed = open(&disk, 6).unwrap().runs;
+        // What the page cache showed must be on the disk as well.
+        assert_eq!(open(&disk.after_power_failure(seed), 7).unwrap().runs, believed, "seed {seed}");
+    }
+    assert!(failures > 90);
+}
+
+#[test]
 fn finishing_leaves_a_journal_that_says_all_or_an_image_that_has_all() {
     let whole: Vec<u8> = (0..BLOCKS).flat_map(|block| content(block, 1)).collect();
     let run = |stop_at: Option<u64>| {
@@ -309,6 +351,16 @@ fn after_a_failed_sync_nothing_is_recorded_any_more() {
         assert!(later.to_string().contains(&first), "{later}");
         assert!(bound.chain.compact(run.into_iter()).is_err() && !bound.chain.wants_compaction());
     }
+}
+
+#[test]
+fn a_time_the_origin_does_not_tell_is_chosen_once() {
+    let disk = Disk::new(1, Faults::default());
+    assert_eq!(open(&disk, 5).unwrap().chain.header().mtime_s, 5);
+    let mut bound = open(&disk, 99).unwrap();
+    bound.chain.compact(bound.runs.into_iter()).unwrap();
+    let (chain, _) = Chain::open(&disk, &names()).unwrap().unwrap();
+    assert_eq!((chain.header().mtime_s, chain.header().pinned.identity.mtime_s), (5, None));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::medium::{Folder, Medium};
 use crate::error::{Error, Result, errno};
@@ -96,9 +97,9 @@ impl Directory {
         };
         let fd = match rustix::fs::openat(&self.fd, name, flags, FILE_MODE) {
             Ok(fd) => fd,
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
-            Err(rustix::io::Errno::LOOP) => return refuse("a symbolic link"),
-            Err(rustix::io::Errno::ISDIR) => return refuse("a directory"),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return refuse("a symbolic link"),
+            Err(Errno::ISDIR) => return refuse("a directory"),
             Err(e) => return Err(Error::io(format_args!("cannot open {}", self.show(name)), e.into())),
         };
         let file = File::from(fd);
@@ -153,13 +154,17 @@ impl Folder for Directory {
 
     fn remove(&self, name: &OsStr) -> Result<()> {
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(Error::io(format_args!("cannot remove {}", self.show(name)), e.into())),
         }
     }
 
     fn sync(&self) -> Result<()> {
-        self.fd.sync_all().map_err(|e| Error::io(format_args!("cannot make durable {}", self.path.display()), e))
+        match rustix::fs::fsync(&self.fd) {
+            // A filesystem that has no such thing; names are then as durable there as they ever are.
+            Ok(()) | Err(Errno::INVAL) => Ok(()),
+            Err(e) => Err(Error::io(format_args!("cannot make durable {}", self.path.display()), e.into())),
+        }
     }
 }
 

@@ -46,7 +46,8 @@ pub(super) struct Header {
     /// The modification time that the image file shows, in seconds since 1970: the published one, or, where the
     /// origin does not tell, that of the cache's making. It has to be *some* constant: copy-on-write files remember it.
     pub mtime_s: i64,
-    /// Tells the records of this journal from those of all others: begins their chain of checksums.
+    /// Random; tells the records of this cache from those of all others, because it begins their chain of checksums.
+    /// A rewritten journal keeps it: should an older one's leftovers ever continue the chain, they are true.
     pub salt: u64,
 }
 
@@ -223,4 +224,82 @@ fn read_full(file: &impl Medium, offset: u64, bytes: &mut [u8]) -> io::Result<us
         }
     }
     Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn identity(validator: Option<String>, mtime_s: Option<i64>) -> Identity {
+        Identity { size: 10_000, validator, mtime_s }
+    }
+
+    fn header(validator: Option<String>, mtime_s: Option<i64>, source: &str) -> Result<Header> {
+        Header::new(&identity(validator, mtime_s), Geometry::new(10_000, 512).unwrap(), source, 77, 88)
+    }
+
+    fn body(header: &Header) -> Vec<u8> {
+        let (bytes, _) = header.encode();
+        bytes[FIXED_BYTES..bytes.len() - 4].to_vec()
+    }
+
+    #[test]
+    fn a_header_is_read_as_it_was_written() {
+        for (validator, mtime_s, shown) in [(None, None, 77), (Some(""), Some(0), 0), (Some("\"a\""), Some(-5), -5)] {
+            let header = header(validator.map(str::to_owned), mtime_s, "http://host/ä").unwrap();
+            assert_eq!(header.mtime_s, shown);
+            assert_eq!(Header::parse(&body(&header)), Some(header));
+        }
+    }
+
+    #[test]
+    fn long_texts_are_refused_or_cut_and_still_read() {
+        let error = header(Some("x".repeat(TEXT_BYTES_MAX + 1)), None, "s").unwrap_err();
+        assert!(error.to_string().contains("4097 bytes"), "{error}");
+        let header = header(Some("x".repeat(TEXT_BYTES_MAX)), None, &"\u{20ac}".repeat(TEXT_BYTES_MAX)).unwrap();
+        assert_eq!(header.pinned.source.len(), TEXT_BYTES_MAX / 3 * 3);
+        assert!(body(&header).len() <= BODY_BYTES_MAX);
+        assert_eq!(Header::parse(&body(&header)), Some(header));
+    }
+
+    #[test]
+    fn a_size_that_is_not_the_images_is_refused() {
+        let geometry = Geometry::new(10_001, 512).unwrap();
+        assert!(Header::new(&identity(None, None), geometry, "s", 0, 0).is_err());
+    }
+
+    #[test]
+    fn a_validator_decides_alone_and_without_one_the_time_does() {
+        let same = |a: (&str, i64), b: (&str, i64)| {
+            let of =
+                |(tag, mtime_s): (&str, i64)| identity(Some(tag.to_owned()).filter(|tag| tag != "-"), Some(mtime_s));
+            same_bytes(&of(a), &of(b))
+        };
+        assert!(same(("a", 1), ("a", 2)) && same(("-", 1), ("-", 1)));
+        assert!(!same(("a", 1), ("b", 1)) && !same(("-", 1), ("-", 2)) && !same(("a", 1), ("-", 1)));
+        assert!(!same_bytes(&identity(None, None), &Identity { size: 1, ..identity(None, None) }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_is_refused_or_means_what_it_says(
+            at in any::<prop::sample::Index>(),
+            patch in prop::collection::vec(any::<u8>(), 0..12),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = body(&header(Some("tag".into()), Some(9), "name").unwrap());
+            let at = at.index(bytes.len());
+            let end = (at + patch.len()).min(bytes.len());
+            bytes[at..end].copy_from_slice(&patch[..end - at]);
+            // Cut in one half of all cases.
+            bytes.truncate(cut.index(2 * bytes.len()));
+            if let Some(parsed) = Header::parse(&bytes) {
+                // Without a validator its text is not kept; all else is.
+                prop_assume!(parsed.pinned.identity.validator.is_some());
+                prop_assert_eq!(body(&parsed), bytes);
+            }
+        }
+    }
 }

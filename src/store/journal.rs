@@ -58,3 +58,35 @@ impl Journal {
         chain.remove()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::header::Header;
+    use super::super::medium::{Folder, Names};
+    use super::*;
+    use crate::block::Geometry;
+    use crate::source::Identity;
+
+    #[test]
+    fn nothing_is_recorded_after_the_image_could_not_be_synced() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Directory::open(root.path()).unwrap();
+        let names = Names::of("disk".as_ref());
+        let identity = Identity { size: 8192, validator: None, mtime_s: None };
+        let header = Header::new(&identity, Geometry::new(8192, 4096).unwrap(), "s", 1, 1).unwrap();
+        let chain = Chain::create(&folder, &names, header).unwrap();
+        // A device that takes data and cannot sync it.
+        let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
+        let store = Store::nameless(null, "the image".into(), 8192);
+        let mut journal = Journal::new(store.clone(), Some(chain));
+        journal.record(&[BlockRange::new(0, 1)]).unwrap();
+        store.write(4096, &[1; 4096]).unwrap();
+        store.sync().unwrap_err();
+        let text = journal.record(&[BlockRange::new(1, 2)]).unwrap_err().to_string();
+        assert!(text.contains("the image") && text.contains("open the cache anew"), "{text}");
+        journal.compact([BlockRange::new(0, 2)]).unwrap_err();
+        journal.finish().unwrap_err();
+        let (_, claimed) = Chain::open(&folder, &names).unwrap().unwrap();
+        assert_eq!(claimed, [BlockRange::new(0, 1)], "{}", folder.show(&names.journal));
+    }
+}

@@ -91,10 +91,10 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if self.is_named() {
-            if let Err(error) = self.folder.remove(&self.name) {
-                log::debug!("{error}; it does no harm there");
-            }
+        if self.is_named()
+            && let Err(error) = self.folder.remove(&self.name)
+        {
+            log::debug!("{error}; it does no harm there");
         }
     }
 }

@@ -132,6 +132,11 @@ impl Disk {
         self.state().stop_at = Some(moment);
     }
 
+    /// From now on things go wrong as often as this.
+    pub fn set_faults(&self, faults: Faults) {
+        self.state().faults = faults;
+    }
+
     pub fn moments(&self) -> u64 {
         self.state().moments
     }

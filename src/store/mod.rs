@@ -45,9 +45,15 @@
 //!
 //! *Opening always succeeds after a crash.* The journal gets its name only when its header is durable, so there is never
 //! half a header; the image is made after the journal and claims begin after both are durable, so an image that is
-//! missing or short is one in which nothing was claimed.
+//! missing or short is one in which nothing was claimed. The module `crash` tests all this by stopping a model of the
+//! disk before and after every step of random sessions.
 //!
-//! The module `crash` tests this by stopping a model of the disk before and after every step of random sessions.
+//! # What it does not promise
+//! A journal that is damaged where it *was* durable (a failing disk, an editor) is believed up to the damage. What was
+//! recorded later is fetched again, so what a guest wrote there is lost; a warning is logged with path and offset.
+//! Blocks are not checksummed: what a disk returns is what a guest reads, as with any raw image. A write that was not
+//! followed by [`Store::sync`] and [`Journal::record`] may be gone after any end of the session, even one that leaves
+//! the page cache alive, because its block is then fetched anew.
 //!
 //! # Parts
 //! `cache` opens; `sparse` is the image; `journal` is the journal's owner's view of `chain`, the file of a `header` and

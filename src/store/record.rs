@@ -224,6 +224,13 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_format_document_is_true() {
+        let (bytes, link) = write(&[BlockRange::new(4, 8), BlockRange::new(20, 21)], START);
+        let head = [4, 0, 0, 0].into_iter().chain(link.crc.to_le_bytes()).chain([1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes, head.chain([0x04, 0x04, 0x0c, 0x01]).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn many_runs_become_several_records_none_too_long() {
         let runs: Vec<_> = (0..100_000).map(|n| BlockRange::new(n * 1000, n * 1000 + 500)).collect();
         let (bytes, link) = write(&runs, START);
@@ -247,6 +254,15 @@ mod tests {
         let grafted = [other.as_slice(), &two].concat();
         assert_eq!(read(&grafted, START, 100), (vec![BlockRange::new(7, 8)], other.len()));
         assert_eq!(read(&two, START, 100), (vec![], 0));
+    }
+
+    #[test]
+    fn a_record_out_of_sequence_is_not_accepted() {
+        let (bytes, _) = write(&[BlockRange::new(5, 9)], Link { sequence: 3, ..START });
+        for sequence in [0, 2, 4, u64::MAX] {
+            assert_eq!(read(&bytes, Link { sequence, ..START }, 100), (vec![], 0), "{sequence}");
+        }
+        assert_eq!(read(&bytes, Link { sequence: 3, ..START }, 100).1, bytes.len());
     }
 
     proptest! {

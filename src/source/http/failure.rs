@@ -58,17 +58,16 @@ impl Failure {
             E::Protocol(error) => {
                 Self::strange(format!("the server does not speak HTTP rightly: {error}"), errno::EPROTO, reached)
             }
-            E::LargeResponseHeader(..) => Self::strange(error.to_string(), errno::EPROTO, reached),
             _ => Self::strange(error.to_string(), errno::EPROTO, reached),
         }
     }
 
     /// Classifies an error of reading a body.
     pub fn of_io(error: &io::Error, reached: bool, stall: Duration) -> Self {
-        if let Some(inner) = error.get_ref() {
-            if let Some(error) = inner.downcast_ref::<ureq::Error>() {
-                return Self::of(error, reached, stall);
-            }
+        if let Some(inner) = error.get_ref()
+            && let Some(error) = inner.downcast_ref::<ureq::Error>()
+        {
+            return Self::of(error, reached, stall);
         }
         match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {

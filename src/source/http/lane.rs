@@ -5,7 +5,7 @@
 //! failed connection is the only one of its lane: the next attempt is certain to be made on a new one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use ureq::http::{Request, Response};
@@ -29,7 +29,8 @@ const HEAD_BYTES: usize = 32 << 10;
 /// on a forgotten flow is only noticed by its stall.
 const IDLE_MAX: Duration = Duration::from_secs(90);
 
-/// A connection used more recently than this is taken for ready: nearly all servers keep one for longer.
+/// A connection used more recently than this is taken for ready: the shortest common limit of servers is the
+/// five seconds of Apache.
 const READY_MAX: Duration = Duration::from_secs(4);
 
 /// What all lanes of a source share.
@@ -161,6 +162,10 @@ impl Lanes {
 
     /// The lane of worker `number` if nobody uses it right now.
     pub fn try_lock(&self, number: usize) -> Option<MutexGuard<'_, Lane>> {
-        self.0[number % self.0.len()].try_lock().ok()
+        match self.0[number % self.0.len()].try_lock() {
+            Ok(lane) => Some(lane),
+            Err(TryLockError::Poisoned(lane)) => Some(lane.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }

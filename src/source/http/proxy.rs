@@ -1,6 +1,7 @@
 //! Proxies: which one a request goes through.
 //!
-//! An explicit proxy is used for everything. Without one the environment decides by the scheme of the target,
+//! An explicit proxy is used for everything, and `proxy=none` means none whatever the environment says. Without
+//! the option the environment decides by the scheme of the target,
 //! as most programs do: `http_proxy` (in lower case only: a web server hands any client's `Proxy:` header to
 //! its CGI programs as `HTTP_PROXY`), `https_proxy`, then `all_proxy`; hosts in `no_proxy` are reached directly.
 
@@ -39,6 +40,7 @@ impl Routes {
     fn from(option: Option<&str>, environment: Environment<'_>) -> Result<Self, Error> {
         let any = |names: &[&str]| names.iter().find_map(|name| environment(name));
         let (plain, tls, direct) = match option {
+            Some("none") => (None, None, String::new()),
             Some(url) => (Some(url.to_owned()), Some(url.to_owned()), String::new()),
             None => {
                 let all = any(&["all_proxy", "ALL_PROXY"]);
@@ -75,7 +77,7 @@ fn route(url: Option<String>, tls: bool) -> Result<Route, Error> {
     if tls || proxy.protocol() != ProxyProtocol::Http {
         return Ok(Route { tunnel: Some(proxy), forward: None });
     }
-    let credentials = proxy.username().map(|name| super::basic(name, proxy.password().unwrap_or_default()));
+    let credentials = proxy.username().map(|name| super::settings::basic(name, proxy.password().unwrap_or_default()));
     let uri = format!("http://{}:{}/", proxy.host(), proxy.port());
     let uri = uri.parse().map_err(|_| Error::option("proxy", "...", "must name a host"))?;
     Ok(Route { tunnel: None, forward: Some((uri, credentials)) })
@@ -121,6 +123,12 @@ mod tests {
         let environment = |_: &str| Some("*".to_owned());
         let routes = Routes::from(Some("socks5://p:1080"), &environment).unwrap();
         assert_eq!(way(&routes, "http://a/x"), "tunnel p:1080");
+    }
+
+    #[test]
+    fn none_means_none() {
+        let routes = Routes::from(Some("none"), &|_| Some("http://p:1".to_owned())).unwrap();
+        assert_eq!((way(&routes, "http://a/"), way(&routes, "https://a/")), ("direct".into(), "direct".into()));
     }
 
     #[test]

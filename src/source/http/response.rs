@@ -133,10 +133,10 @@ fn same_image(headers: &HeaderMap, expected: &Expected<'_>, total: u64) -> Resul
         if validator.agrees(headers) == Some(false) {
             return Err(changed(format!("it was {}", validator.as_str())));
         }
-    } else if let (Some(pinned), Some(date)) = (expected.mtime_s, text(headers, &header::LAST_MODIFIED)) {
-        if seconds(date).is_some_and(|now| now != pinned) {
-            return Err(changed(format!("it is of {date} now")));
-        }
+    } else if let (Some(pinned), Some(date)) = (expected.mtime_s, text(headers, &header::LAST_MODIFIED))
+        && seconds(date).is_some_and(|now| now != pinned)
+    {
+        return Err(changed(format!("it is of {date} now")));
     }
     match expected.size {
         Some(size) if size != total => Err(changed(format!("it had {size} bytes and has {total} now"))),

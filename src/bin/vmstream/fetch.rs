@@ -1,0 +1,91 @@
+//! `vmstream fetch`: completes an image into an ordinary file.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use vmstream::Image;
+use vmstream::error::{Error, Result, errno};
+
+use crate::report::Reporter;
+use crate::{Outcome, signals};
+
+/// How often to look whether the image is complete.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How often progress and status are renewed.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// Fetch a whole image into FILE, going on where an earlier run stopped
+///
+/// Until it is complete a journal lies beside FILE; it remembers what has arrived. With the last block
+/// FILE is an ordinary raw image.
+#[derive(Args)]
+pub struct FetchArgs {
+    /// The raw image: http://, https://, file: or pattern:SIZE
+    pub url: String,
+
+    /// Where to put the image
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+
+    /// Set an option of the image, such as mirror=URL or connections=4; repeatable
+    #[arg(long = "option", value_name = "KEY=VALUE")]
+    pub options: Vec<String>,
+
+    /// Keep the state in this file, as one JSON object that is replaced about twice a second
+    #[arg(long, value_name = "FILE")]
+    pub json_status: Option<PathBuf>,
+
+    /// Show progress even when standard error is no terminal
+    #[arg(long)]
+    pub progress: bool,
+}
+
+/// Fetches until the image is complete or a signal ends it.
+pub fn run(args: &FetchArgs) -> Result<Outcome> {
+    let stop = Arc::new(AtomicI32::new(0));
+    let seen = stop.clone();
+    signals::handle(move |event| {
+        if let signals::Event::Stop(signal) = event {
+            seen.store(signal, Ordering::Release);
+        }
+    })?;
+    let mut options = vec![
+        format!("source={}", args.url),
+        format!("file={}", args.output.display()),
+        "bulk=on".to_owned(),
+        "fill=on".to_owned(),
+        "prefetch=none".to_owned(),
+    ];
+    options.extend(args.options.iter().cloned());
+    let image = Image::open(&options)?;
+    let mut reporter = Reporter::new(args.json_status.clone(), args.progress);
+    let mut reported: Option<Instant> = None;
+    while !image.is_complete() {
+        let signal = stop.load(Ordering::Acquire);
+        if signal != 0 {
+            reporter.report(&image)?;
+            drop(reporter);
+            image.close()?;
+            log::warn!("{} is not complete; the same command goes on from here", args.output.display());
+            return Ok(Outcome::Interrupted(signal));
+        }
+        if reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+            reported = Some(Instant::now());
+            reporter.report(&image)?;
+            if image.stats().failed {
+                let why = image.last_error().unwrap_or_default();
+                let text = format!("{} cannot be completed: {why}", args.output.display());
+                return Err(Error::new(errno::EIO, text));
+            }
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    reporter.report(&image)?;
+    drop(reporter);
+    image.finish()?;
+    Ok(Outcome::Done)
+}

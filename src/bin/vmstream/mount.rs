@@ -1,0 +1,180 @@
+//! `vmstream mount`: an image on a web server as an ordinary file, `DIR/disk`.
+
+mod disk;
+mod parked;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use fuser::{MountOption, Session, SessionACL};
+use vmstream::Image;
+use vmstream::error::{Error, Result, errno};
+
+use crate::report::Reporter;
+use crate::{Outcome, signals};
+use disk::{Disk, NAME};
+use parked::Parking;
+
+/// Threads that take requests from the kernel. They never wait for the network, so a few are enough.
+const SESSION_THREADS: usize = 4;
+/// How often progress and status are renewed.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// Mount a disk image that lies on a web server as the file DIR/disk
+///
+/// Blocks are fetched when they are first read; what the guest writes stays in the cache. Runs in the
+/// foreground until the file system is unmounted or SIGINT or SIGTERM comes; a second signal ends it at once.
+#[derive(Args)]
+pub struct MountArgs {
+    /// The raw image: http://, https://, file: or pattern:SIZE
+    pub url: String,
+
+    /// Existing directory to mount on
+    pub dir: PathBuf,
+
+    /// Keep what arrives in this directory, across runs; without it a temporary file is used
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Let other users use the mount (needs user_allow_other in /etc/fuse.conf, or root)
+    #[arg(long)]
+    pub allow_other: bool,
+
+    /// Set an option of the image, such as mirror=URL or connections=4; repeatable
+    #[arg(long = "option", value_name = "KEY=VALUE")]
+    pub options: Vec<String>,
+
+    /// Keep the state in this file, as one JSON object that is replaced about twice a second
+    #[arg(long, value_name = "FILE")]
+    pub json_status: Option<PathBuf>,
+
+    /// Show progress even when standard error is no terminal
+    #[arg(long)]
+    pub progress: bool,
+}
+
+enum News {
+    Signal(signals::Event),
+    /// The session ended: somebody unmounted, or the kernel's side broke.
+    Ended(io::Result<()>),
+}
+
+/// Mounts and serves until it is unmounted or told to stop.
+pub fn run(args: &MountArgs) -> Result<Outcome> {
+    check_directory(&args.dir)?;
+    let (news, inbox) = channel();
+    let sender = news.clone();
+    signals::handle(move |event| drop(sender.send(News::Signal(event))))?;
+
+    let parking = Arc::new(Parking::default());
+    let image = open(args, &parking)?;
+    let mut reporter = Reporter::new(args.json_status.clone(), args.progress);
+    reporter.report(&image)?;
+
+    let disk = Disk::new(image.clone(), parking, args.read_only);
+    let mut session = Session::new(disk, &args.dir, &session_config(args, &image))
+        .map_err(|e| Error::io(format_args!("cannot mount on {} (is fuse3 installed?)", args.dir.display()), e))?;
+    let mut unmounter = session.unmount_callable();
+    let serve = move || drop(news.send(News::Ended(session.run())));
+    thread::Builder::new().name("fuse".into()).spawn(serve).map_err(|e| Error::io("cannot start a thread", e))?;
+    log::info!("{} is ready", args.dir.join(NAME).display());
+
+    let ended = loop {
+        match inbox.recv_timeout(REPORT_EVERY) {
+            Ok(News::Ended(result)) => break result,
+            Ok(News::Signal(signals::Event::Stop(_))) => {
+                log::info!("unmounting {} as soon as nobody has {NAME} open", args.dir.display());
+                if let Err(error) = unmounter.unmount() {
+                    log::error!("cannot unmount {}: {error}; try fusermount3 -u", args.dir.display());
+                }
+            }
+            Ok(News::Signal(signals::Event::Report)) | Err(RecvTimeoutError::Timeout) => reporter.report(&image)?,
+            Err(RecvTimeoutError::Disconnected) => break Ok(()),
+        }
+    };
+    reporter.report(&image)?;
+    drop(reporter);
+    close(image)?;
+    ended.map_err(|e| Error::io(format_args!("the mount on {} ended", args.dir.display()), e))?;
+    Ok(Outcome::Done)
+}
+
+fn open(args: &MountArgs, parking: &Arc<Parking>) -> Result<Arc<Image>> {
+    let mut options = vec![format!("source={}", args.url)];
+    options.extend(args.cache.as_ref().map(|dir| format!("cache={}", dir.display())));
+    options.extend(args.read_only.then(|| "read_only=on".to_owned()));
+    options.extend(args.options.iter().cloned());
+    // Completions need the image, which is there only after it was opened; none comes before something is asked.
+    let slot: Arc<OnceLock<Weak<Image>>> = Arc::default();
+    let (seen, parking) = (slot.clone(), parking.clone());
+    let image = Image::open_with(&options, move |completion| {
+        if let Some(image) = seen.get().and_then(Weak::upgrade) {
+            disk::complete(&image, &parking, completion);
+        }
+    })?;
+    let image = Arc::new(image);
+    let _ = slot.set(Arc::downgrade(&image));
+    Ok(image)
+}
+
+/// Closes the image once the session's threads have let go of it.
+fn close(mut image: Arc<Image>) -> Result<()> {
+    loop {
+        match Arc::try_unwrap(image) {
+            Ok(image) => return image.close(),
+            Err(shared) => {
+                image = shared;
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+fn session_config(args: &MountArgs, image: &Image) -> fuser::Config {
+    let mut config = fuser::Config::default();
+    let name = image.source_name().replace(',', "%2C"); // a comma would end the mount option
+    config.mount_options = vec![
+        MountOption::FSName(name),
+        MountOption::Subtype("vmstream".into()),
+        MountOption::DefaultPermissions,
+        MountOption::NoAtime,
+        MountOption::NoDev,
+        MountOption::NoSuid,
+    ];
+    if args.read_only {
+        config.mount_options.push(MountOption::RO);
+    }
+    config.acl = if args.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(SESSION_THREADS);
+    config.clone_fd = true;
+    config
+}
+
+/// Makes sure that the directory can be mounted on. What a killed mount left there is removed.
+fn check_directory(dir: &Path) -> Result<()> {
+    let broken = |e: &io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
+    let mut found = std::fs::metadata(dir);
+    if found.as_ref().is_err_and(broken) {
+        log::warn!("{} is the mount of a process that was killed; unmounting it", dir.display());
+        if rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH).is_err() {
+            // An ordinary user unmounts through the helper.
+            let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(dir).status();
+        }
+        found = std::fs::metadata(dir);
+    }
+    let found = found.map_err(|e| Error::io(format_args!("cannot mount on {}", dir.display()), e))?;
+    if !found.is_dir() {
+        return Err(Error::new(errno::EINVAL, format!("cannot mount on {}: not a directory", dir.display())));
+    }
+    Ok(())
+}

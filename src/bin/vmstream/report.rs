@@ -1,0 +1,113 @@
+//! What a running image tells: the progress line and the status file.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use vmstream::Image;
+use vmstream::error::{Error, Result};
+use vmstream::stats::Stats;
+
+use crate::files;
+use crate::progress::{Meter, Snapshot};
+
+/// The status file. Its keys are part of the tool's interface: they are added to, never renamed.
+#[derive(Serialize)]
+struct Status {
+    source: String,
+    size: u64,
+    resident_bytes: u64,
+    complete: bool,
+    bytes_fetched: u64,
+    bytes_zero: u64,
+    bytes_dropped: u64,
+    requests: u64,
+    demand_fetches: u64,
+    prefetch_fetches: u64,
+    fetch_errors: u64,
+    first_hits: u64,
+    misses: u64,
+    demand_stalls: u64,
+    joined: u64,
+    stall_s: f64,
+    waiting: u64,
+    flushes: u64,
+    checkpoints: u64,
+    rate_bytes_s: u64,
+    round_trip_ms: f64,
+    complete_in_s: Option<f64>,
+    failed: bool,
+    failures_on_end: u32,
+    last_error: Option<String>,
+}
+
+/// Reports to a terminal and a file.
+pub struct Reporter {
+    file: Option<PathBuf>,
+    meter: Meter,
+    arrived: (Instant, u64),
+    waiting_since: Option<Instant>,
+}
+
+impl Reporter {
+    /// A reporter into `file`, if there is one, and on a terminal, if standard error is one or `forced`.
+    pub fn new(file: Option<PathBuf>, forced: bool) -> Self {
+        Self { file, meter: Meter::new(forced), arrived: (Instant::now(), 0), waiting_since: None }
+    }
+
+    /// Reports the present state.
+    pub fn report(&mut self, image: &Image) -> Result<()> {
+        let stats = image.stats();
+        let now = Instant::now();
+        let (before, bytes) = std::mem::replace(&mut self.arrived, (now, stats.bytes_fetched));
+        let seconds = now.duration_since(before).as_secs_f64().max(1e-3);
+        if stats.waiting == 0 {
+            self.waiting_since = None;
+        } else {
+            self.waiting_since.get_or_insert(now);
+        }
+        self.meter.draw(&Snapshot {
+            rate_bytes_s: ((stats.bytes_fetched - bytes) as f64 / seconds) as u64,
+            round_trip: Some(stats.round_trip).filter(|d| !d.is_zero()),
+            resident_bytes: stats.resident_bytes,
+            image_bytes: stats.size,
+            stall: self.waiting_since.map(|since| now.duration_since(since)),
+        });
+        match &self.file {
+            Some(file) => files::replace(file, &text(image, &stats)?),
+            None => Ok(()),
+        }
+    }
+}
+
+fn text(image: &Image, stats: &Stats) -> Result<String> {
+    let status = Status {
+        source: image.source_name(),
+        size: stats.size,
+        resident_bytes: stats.resident_bytes,
+        complete: stats.resident_bytes == stats.size,
+        bytes_fetched: stats.bytes_fetched,
+        bytes_zero: stats.bytes_zero,
+        bytes_dropped: stats.bytes_dropped,
+        requests: stats.requests,
+        demand_fetches: stats.demand_fetches,
+        prefetch_fetches: stats.prefetch_fetches,
+        fetch_errors: stats.fetch_errors,
+        first_hits: stats.first_hits,
+        misses: stats.misses,
+        demand_stalls: stats.stalls,
+        joined: stats.joined,
+        stall_s: stats.stalled.as_secs_f64(),
+        waiting: stats.waiting,
+        flushes: stats.flushes,
+        checkpoints: stats.checkpoints,
+        rate_bytes_s: stats.rate,
+        round_trip_ms: stats.round_trip.as_secs_f64() * 1e3,
+        complete_in_s: image.forecast(Duration::ZERO).complete_in.map(|d| d.as_secs_f64()),
+        failed: stats.failed,
+        failures_on_end: stats.failures_on_end,
+        last_error: image.last_error(),
+    };
+    let json = serde_json::to_string_pretty(&status);
+    Ok(json.map_err(|e| Error::io("cannot write the status", e.into()))? + "\n")
+}

@@ -1,0 +1,107 @@
+//! The manual pages say what `--help` says: the same commands, the same options, and of each the same sentence.
+#![cfg(feature = "tool")]
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+/// The options that every command has; `vmstream.1` describes them.
+const COMMON: [&str; 4] = ["help", "quiet", "verbose", "version"];
+
+/// The words of a text, in lower case, with one space around each: what is left when markup is gone.
+fn words(text: &str) -> String {
+    let plain: String = text.chars().map(|c| if c.is_alphanumeric() { c.to_ascii_lowercase() } else { ' ' }).collect();
+    format!(" {} ", plain.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// The long name in a line such as `-o, --output <FILE>` or `.It Fl o , -output Ar FILE`.
+fn long_name<'a>(line: &'a str, dashes: &str) -> Option<&'a str> {
+    let at = line.find(dashes)? + dashes.len();
+    let end = line[at..].find(|c: char| !c.is_ascii_lowercase() && c != '-').map_or(line.len(), |n| at + n);
+    Some(&line[at..end]).filter(|name| !name.is_empty())
+}
+
+fn help_text(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmstream")).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Option by option, the first paragraph of its help.
+fn help_options(help: &str) -> BTreeMap<String, String> {
+    let mut options = BTreeMap::new();
+    let mut lines = help.lines().peekable();
+    while let Some(line) = lines.next() {
+        if !line.trim_start().starts_with('-') || !line.starts_with(' ') {
+            continue;
+        }
+        let name = long_name(line, "--").unwrap().to_owned();
+        // In the short form the sentence stands on the same line, after two blanks or more.
+        let mut text = line.trim_start().split_once("  ").map_or("", |(_, text)| text).to_owned();
+        while let Some(more) = lines.next_if(|next| next.starts_with("          ") && !next.trim().is_empty()) {
+            text += " ";
+            text += more.trim();
+        }
+        options.insert(name, text);
+    }
+    options
+}
+
+/// Option by option, the text of its item in a page.
+fn page_options(page: &str) -> BTreeMap<String, String> {
+    let mut options = BTreeMap::new();
+    let mut current: Option<String> = None;
+    for line in page.lines() {
+        if line.starts_with(".It ") || line == ".El" {
+            current = line.starts_with(".It Fl").then(|| long_name(line, " -").unwrap().to_owned());
+        } else if let Some(name) = &current {
+            *options.entry(name.clone()).or_insert_with(String::new) += &format!("{line} ");
+        }
+    }
+    options
+}
+
+fn page(name: &str) -> String {
+    let path = format!("{}/docs/man/{name}.1", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+fn agree(name: &str, mut help: BTreeMap<String, String>, page: &BTreeMap<String, String>, common: bool) {
+    help.retain(|option, _| COMMON.contains(&option.as_str()) == common);
+    assert!(help.keys().eq(page.keys()), "{name}: --help has {:?}, the page {:?}", help.keys(), page.keys());
+    for (option, text) in help {
+        assert!(!text.is_empty(), "{name} --{option} has no help");
+        let text = text.split(" (see").next().unwrap_or_default();
+        assert!(words(&page[&option]).contains(&words(text)), "{name} --{option}: the page does not say {text:?}");
+    }
+}
+
+#[test]
+fn every_command_has_a_page_with_its_options() {
+    let top = help_text(&["--help"]);
+    let listed = top.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let main = words(&page("vmstream"));
+    let mut commands = 0;
+    for line in listed {
+        let (command, summary) = line.trim().split_once(' ').unwrap();
+        if command == "help" {
+            continue;
+        }
+        commands += 1;
+        assert!(main.contains(&words(summary)), "vmstream.1 does not say of {command}: {summary}");
+        let name = format!("vmstream-{command}");
+        agree(&name, help_options(&help_text(&[command, "--help"])), &page_options(&page(&name)), false);
+    }
+    assert!(commands >= 4, "{top}");
+}
+
+#[test]
+fn the_main_page_has_the_common_options_and_the_exit_codes() {
+    let page = page("vmstream");
+    let top = help_text(&["--help"]);
+    agree("vmstream", help_options(&top), &page_options(&page), true);
+    let codes = &page[page.find(".Sh EXIT STATUS").unwrap()..];
+    for code in ["0", "1", "2", "128 + N"] {
+        assert!(codes.contains(&format!(".It {code}\n")), "exit code {code}");
+    }
+    assert!(top.contains("Exit codes: 0 done, 1 failed, 2 wrong usage, 128+N ended early by signal N."), "{top}");
+}

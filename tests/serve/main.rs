@@ -1,0 +1,7 @@
+//! `vmstream serve` from outside: the built binary, driven over real sockets.
+#![cfg(feature = "tool")]
+
+mod harness;
+mod http;
+mod link;
+mod process;
