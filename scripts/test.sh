@@ -33,11 +33,6 @@ stage_tests() {
 
 stage_release_build() { make build; }
 
-stage_header() {
-    VMSTREAM_HEADER=$work/vmstream.h cargo check --quiet --lib --locked
-    diff -u include/vmstream.h "$work/vmstream.h" || { echo "include/vmstream.h is not up to date: run make header"; return 1; }
-}
-
 stage_c() {
     [ -x tests/c/run.sh ] || { echo "SKIP c: there is no tests/c/run.sh"; return 77; }
     tests/c/run.sh
@@ -77,7 +72,7 @@ stage_manual() {
 
 stage_system() { tests/system/run.sh; }
 
-stages=(dependencies format lint documentation library_alone tests release_build header c install scripts manual system)
+stages=(dependencies format lint documentation library_alone tests release_build c install scripts manual system)
 [ $# = 0 ] || stages=("$@")
 
 # count LOG STATUS: adds what a stage reports to the sums.

@@ -43,10 +43,10 @@ console_open=no
 members() { [ -z "$machine" ] || pgrep -s "$machine" -r R,S,D,T,t || true; }
 
 cleanup() {
+    # An array, because the trap may strike while read runs with an empty IFS, and then nothing splits words.
     local pids
-    pids=$(members | tr '\n' ' ')
-    # shellcheck disable=SC2086  # a list of numbers
-    [ -z "${pids// /}" ] || kill -KILL $pids 2>/dev/null || true
+    mapfile -t pids < <(members)
+    [ ${#pids[@]} = 0 ] || kill -KILL "${pids[@]}" 2>/dev/null || true
     # Collects the machine, so that the shell does not report its end on its own.
     [ -z "$machine" ] || wait "$machine" 2>/dev/null || true
     rm -rf "$work"
@@ -101,7 +101,7 @@ if [ -n "$verdict" ]; then
     stamp "uml.sh: the guest $verdict; killed"
     exit 124
 fi
-wait "$machine" 2>/dev/null || true
+{ wait "$machine" || true; } 2>/dev/null
 
 # A machine that ended well takes its helpers along, if not in the same instant.
 for _ in {1..40}; do

@@ -54,12 +54,18 @@ check "the disk unmounts cleanly" unmount disk
 stalls=$(json_number "$work/disk.json" demand_stalls)
 check "the status tells of stalls" test "${stalls:-0}" -ge 1
 
-# A user who gives up: a mount whose origin is dead must still let itself be ended.
+# A user who gives up. The file is open, so the first signal cannot unmount and only says so; the second one ends
+# the mount although its reader waits for an origin that will not come back.
 mount_disk disk "${url_of[origin]}/disk.img" "$work/cache2" --option fill=off
 stop origin KILL || true
-start reader dd if="$work/disk/disk" of=/dev/null bs=64k
-sleep 0.5
-check "a mount with a waiting reader and a dead origin ends when asked" stop disk
+waiting() { [ "$(json_number "$work/disk.json" waiting)" = 1 ]; }
+start reader dd if="$work/disk/disk" of=/dev/null bs=4k count=1
+check "a read is waiting" wait_for 20 "a waiting read in the status" waiting
+kill -TERM "${pid_of[disk]}"
+check "the first signal says why it must wait" wait_for 10 "a message" grep -q "unmount" "$work/disk.log"
+kill -TERM "${pid_of[disk]}"
+check "the second signal ends the mount" wait_for 10 "the mount to end" gone disk
 check "its reader is told" wait_for 10 "the reader to end" gone reader
+killed_mount disk
 stop reader || true
 finish
