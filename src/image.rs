@@ -80,8 +80,7 @@ impl Image {
             }
             config.block_bytes = block_bytes;
         }
-        // Looking up a host name may start a thread of its own.
-        let source = with_signals_blocked(|| source::open(&config, pinned.as_ref().map(|p| &p.identity)))?;
+        let source = open_source_aside(&config, pinned.as_ref().map(|p| &p.identity))?;
         Self::assemble(cache, source, config, notifier)
     }
 
@@ -348,22 +347,44 @@ impl Image {
         Ok(())
     }
 
-    /// True on the library's own threads, inside a completion callback: there the image cannot be closed.
+    /// Answers everything that is pending with -ECANCELED, sleepers of the blocking form included, and refuses what is
+    /// not resident from now on. So the threads that use the image can be brought to an end before it is closed.
+    pub fn cancel(&self) {
+        self.engine.cancel();
+    }
+
+    /// True inside a completion callback: there the image cannot be closed.
     pub fn is_own_thread(&self) -> bool {
         self.engine.is_own_thread()
     }
 
     /// Closes the image and says what went wrong in making it durable, if anything did.
-    pub fn close(mut self) -> Result<()> {
+    pub fn close(self) -> Result<()> {
+        self.stop()
+    }
+
+    /// Closes the image where it lies: completion callbacks that run meanwhile may still use it.
+    pub(crate) fn stop(&self) -> Result<()> {
         self.engine.stop()
     }
 
     /// Closes a complete image and removes its journal: what is left is an ordinary raw file.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
         if !self.is_complete() {
             let missing = self.size() - self.stats().resident_bytes;
             return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.source_name())));
         }
         self.engine.finish()
     }
+}
+
+/// Opens the source on a thread of its own: looking up a host name may start threads, and they inherit its signal mask.
+/// The caller keeps its own mask meanwhile, so that it can still be interrupted.
+fn open_source_aside(config: &Config, pinned: Option<&source::Identity>) -> Result<Box<dyn Source>> {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("vms-open".to_owned());
+        let opener = with_signals_blocked(|| builder.spawn_scoped(scope, || source::open(config, pinned)));
+        let opener = opener.map_err(|e| Error::io("cannot start thread vms-open", e))?;
+        opener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
