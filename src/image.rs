@@ -68,11 +68,7 @@ impl Image {
     }
 
     fn open_config(mut config: Config, notifier: Notifier) -> Result<Self> {
-        let place = Place::of(&config);
-        if matches!(place, Place::Ephemeral) && !config.fill_given {
-            config.fill = false; // a nameless file must not eat the disk unasked
-        }
-        let cache = Cache::lock(&place)?;
+        let cache = Cache::lock(&Place::of(&config))?;
         let pinned = cache.pinned().cloned();
         if let Some(pinned) = &pinned {
             let block_bytes = pinned.geometry.block_bytes();
@@ -84,9 +80,8 @@ impl Image {
             }
             config.block_bytes = block_bytes;
         }
-        // Looking up a host name may start a thread of its own.
-        let source = with_signals_blocked(|| source::open(&config, pinned.as_ref().map(|p| &p.identity)))?;
-        Self::assemble(cache, source, &config, notifier)
+        let source = open_source_aside(&config, pinned.as_ref().map(|p| &p.identity))?;
+        Self::assemble(cache, source, config, notifier)
     }
 
     /// Opens an image over a source of the caller's own, for embedders with another transport and for tests.
@@ -98,14 +93,17 @@ impl Image {
         let named = [format!("source={}", source.name())];
         let options = options.into_iter().map(|o| o.as_ref().to_owned());
         let config = Config::parse(named.into_iter().chain(options))?;
-        Self::assemble(Cache::lock(&Place::of(&config))?, source, &config, notifier)
+        Self::assemble(Cache::lock(&Place::of(&config))?, source, config, notifier)
     }
 
-    fn assemble(cache: Cache, source: Box<dyn Source>, config: &Config, notifier: Notifier) -> Result<Self> {
+    fn assemble(cache: Cache, source: Box<dyn Source>, mut config: Config, notifier: Notifier) -> Result<Self> {
         let identity = source.identity().clone();
         let geometry = Geometry::new(identity.size, config.block_bytes)?;
         let (store, journal, present) = cache.begin(&identity, geometry, &source.name())?;
-        let gate = Gate::new(geometry, config)?;
+        if store.ephemeral() && !config.fill_given {
+            config.fill = false; // a nameless file must not eat the disk unasked
+        }
+        let gate = Gate::new(geometry, &config)?;
         for run in present {
             gate.states.restore(run);
         }
@@ -116,7 +114,7 @@ impl Image {
             gate.states.resident_count() * geometry.block_bytes(),
             store.path().map_or("a temporary file".into(), |path| path.to_string_lossy())
         );
-        let engine = Engine::start(gate, store, journal, source, notifier, config)?;
+        let engine = Engine::start(gate, store, journal, source, notifier, &config)?;
         Ok(Self { engine, map: OnceLock::new(), opened: Moment::now() })
     }
 
@@ -349,22 +347,44 @@ impl Image {
         Ok(())
     }
 
-    /// True on the library's own threads, inside a completion callback: there the image cannot be closed.
+    /// Answers everything that is pending with -ECANCELED, sleepers of the blocking form included, and refuses what is
+    /// not resident from now on. So the threads that use the image can be brought to an end before it is closed.
+    pub fn cancel(&self) {
+        self.engine.cancel();
+    }
+
+    /// True inside a completion callback: there the image cannot be closed.
     pub fn is_own_thread(&self) -> bool {
         self.engine.is_own_thread()
     }
 
     /// Closes the image and says what went wrong in making it durable, if anything did.
-    pub fn close(mut self) -> Result<()> {
+    pub fn close(self) -> Result<()> {
+        self.stop()
+    }
+
+    /// Closes the image where it lies: completion callbacks that run meanwhile may still use it.
+    pub(crate) fn stop(&self) -> Result<()> {
         self.engine.stop()
     }
 
     /// Closes a complete image and removes its journal: what is left is an ordinary raw file.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
         if !self.is_complete() {
             let missing = self.size() - self.stats().resident_bytes;
             return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.source_name())));
         }
         self.engine.finish()
     }
+}
+
+/// Opens the source on a thread of its own: looking up a host name may start threads, and they inherit its signal mask.
+/// The caller keeps its own mask meanwhile, so that it can still be interrupted.
+fn open_source_aside(config: &Config, pinned: Option<&source::Identity>) -> Result<Box<dyn Source>> {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().name("vms-open".to_owned());
+        let opener = with_signals_blocked(|| builder.spawn_scoped(scope, || source::open(config, pinned)));
+        let opener = opener.map_err(|e| Error::io("cannot start thread vms-open", e))?;
+        opener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }

@@ -31,7 +31,12 @@ pub(super) fn guard(body: impl FnOnce() -> i32) -> i32 {
 
 /// The same for bodies with an error text.
 pub(super) fn guard_result(body: impl FnOnce() -> Result<i32>) -> i32 {
-    guard(|| body().unwrap_or_else(|error| fail(&error)))
+    let result = catch_unwind(AssertUnwindSafe(body));
+    let result = result.unwrap_or_else(|_| {
+        Err(Error::new(errno::ENOTRECOVERABLE, "internal error, a defect of libvmstream; its message went to stderr"))
+    });
+    // A second guard, as keeping the text allocates.
+    guard(|| result.unwrap_or_else(|error| fail(&error)))
 }
 
 /// The error for a NULL argument.
@@ -44,7 +49,7 @@ pub(super) fn null(what: &str) -> Error {
 /// # Safety
 /// `image` is NULL or came from `vms_open` and is not closed yet.
 #[inline]
-pub(super) unsafe fn image<'a>(image: *const vms_image) -> Option<&'a Image> {
+pub(super) unsafe fn handle<'a>(image: *const vms_image) -> Option<&'a Image> {
     // SAFETY: the caller's promise; a handle is a leaked `Box<Image>`, shared references only until `vms_close`.
     unsafe { image.cast::<Image>().as_ref() }
 }

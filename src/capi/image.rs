@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 use std::os::fd::AsRawFd;
 use std::ptr;
 
-use super::edge::{guard, guard_result, image, null, text};
+use super::edge::{guard, guard_result, handle, null, text};
 use super::types::*;
 use crate::error::{Error, errno};
 use crate::gate::{Answer, Op};
@@ -85,7 +85,7 @@ pub unsafe extern "C" fn vms_open(
     })
 }
 
-fn op(op: i32) -> Option<Op> {
+fn operation(op: i32) -> Option<Op> {
     match op {
         VMS_READ => Some(Op::Read),
         VMS_WRITE => Some(Op::Write),
@@ -105,16 +105,10 @@ fn op(op: i32) -> Option<Op> {
 /// Never blocks, allocates, or touches errno or thread-local storage; needs less than 1 KiB of stack. Any thread may
 /// call it, also one made by clone(CLONE_VM).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_block_needed(
-    image_: *const vms_image,
-    operation: i32,
-    offset: u64,
-    length: u64,
-    tag: u64,
-) -> i32 {
+pub unsafe extern "C" fn vms_block_needed(image: *const vms_image, op: i32, offset: u64, length: u64, tag: u64) -> i32 {
     guard(|| {
         // SAFETY: a live handle or NULL, as the header demands.
-        let (Some(image), Some(op)) = (unsafe { image(image_) }, op(operation)) else { return -errno::EINVAL };
+        let (Some(image), Some(op)) = (unsafe { handle(image) }, operation(op)) else { return -errno::EINVAL };
         match image.block_needed_raw(op, offset, length, tag) {
             Ok(Answer::Ready) => VMS_READY,
             Ok(Answer::Pending) => VMS_PENDING,
@@ -127,10 +121,10 @@ pub unsafe extern "C" fn vms_block_needed(
 ///
 /// Sleeps on a futex; otherwise as frugal as vms_block_needed. Instead of -EAGAIN it waits for its turn.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_block_wait(image_: *const vms_image, operation: i32, offset: u64, length: u64) -> i32 {
+pub unsafe extern "C" fn vms_block_wait(image: *const vms_image, op: i32, offset: u64, length: u64) -> i32 {
     guard(|| {
         // SAFETY: a live handle or NULL, as the header demands.
-        let (Some(image), Some(op)) = (unsafe { image(image_) }, op(operation)) else { return -errno::EINVAL };
+        let (Some(image), Some(op)) = (unsafe { handle(image) }, operation(op)) else { return -errno::EINVAL };
         match image.block_wait_raw(op, offset, length) {
             Ok(()) => 0,
             Err(code) => -code,
@@ -144,15 +138,15 @@ pub unsafe extern "C" fn vms_block_wait(image_: *const vms_image, operation: i32
 /// 0 or -EINVAL. As frugal as vms_block_needed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vms_block_done(
-    image_: *const vms_image,
-    operation: i32,
+    image: *const vms_image,
+    op: i32,
     offset: u64,
     length: u64,
     result: i32,
 ) -> i32 {
     guard(|| {
         // SAFETY: a live handle or NULL, as the header demands.
-        let (Some(image), Some(op)) = (unsafe { image(image_) }, op(operation)) else { return -errno::EINVAL };
+        let (Some(image), Some(op)) = (unsafe { handle(image) }, operation(op)) else { return -errno::EINVAL };
         match image.block_done_raw(op, offset, length, result >= 0) {
             Ok(()) => 0,
             Err(code) => -code,
@@ -165,9 +159,9 @@ pub unsafe extern "C" fn vms_block_done(
 /// The form that does not block is vms_block_needed with VMS_FLUSH. Returns 0 or a negative errno: -EIO or -ENOSPC mean
 /// that it is not durable.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_flush(image_: *const vms_image) -> i32 {
+pub unsafe extern "C" fn vms_flush(image: *const vms_image) -> i32 {
     // SAFETY: handed on unchanged.
-    unsafe { vms_block_wait(image_, VMS_FLUSH, 0, 0) }
+    unsafe { vms_block_wait(image, VMS_FLUSH, 0, 0) }
 }
 
 /// The descriptor of the local file, for reading ready blocks and writing claimed ones at the image's offsets.
@@ -175,19 +169,19 @@ pub unsafe extern "C" fn vms_flush(image_: *const vms_image) -> i32 {
 /// Do not close it; closed by vms_close. Do not take POSIX record locks on it through another descriptor that you
 /// close. Returns the descriptor or -EINVAL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_fd(image_: *const vms_image) -> i32 {
+pub unsafe extern "C" fn vms_fd(image: *const vms_image) -> i32 {
     // SAFETY: a live handle or NULL, as the header demands.
-    guard(|| unsafe { image(image_) }.map_or(-errno::EINVAL, |image| image.fd().as_raw_fd()))
+    guard(|| unsafe { handle(image) }.map_or(-errno::EINVAL, |image| image.fd().as_raw_fd()))
 }
 
 /// A read-only map of the whole local file, made at the first call; valid until vms_close. Only ready blocks mean
 /// anything in it. NULL on failure; vms_last_error tells the reason.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_map(image_: *const vms_image) -> *const c_void {
+pub unsafe extern "C" fn vms_map(image: *const vms_image) -> *const c_void {
     let mut address = ptr::null();
     guard_result(|| {
         // SAFETY: a live handle or NULL, as the header demands.
-        let image = unsafe { image(image_) }.ok_or_else(|| null("image"))?;
+        let image = unsafe { handle(image) }.ok_or_else(|| null("image"))?;
         address = image.map()?.cast();
         Ok(0)
     });
@@ -196,35 +190,35 @@ pub unsafe extern "C" fn vms_map(image_: *const vms_image) -> *const c_void {
 
 /// Size of the image, in bytes; 0 for NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_size(image_: *const vms_image) -> u64 {
+pub unsafe extern "C" fn vms_size(image: *const vms_image) -> u64 {
     // SAFETY: a live handle or NULL, as the header demands.
-    unsafe { image(image_) }.map_or(0, Image::size)
+    unsafe { handle(image) }.map_or(0, Image::size)
 }
 
 /// Size of a block, in bytes; 0 for NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_block_size(image_: *const vms_image) -> u64 {
+pub unsafe extern "C" fn vms_block_size(image: *const vms_image) -> u64 {
     // SAFETY: a live handle or NULL, as the header demands.
-    unsafe { image(image_) }.map_or(0, Image::block_size)
+    unsafe { handle(image) }.map_or(0, Image::block_size)
 }
 
 /// A descriptor that is readable while vms_reap has completions. For poll and epoll; do not read or close it.
 /// Returns the descriptor, or -EINVAL when the image was opened with a callback.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_event_fd(image_: *const vms_image) -> i32 {
+pub unsafe extern "C" fn vms_event_fd(image: *const vms_image) -> i32 {
     guard(|| {
         // SAFETY: a live handle or NULL, as the header demands.
-        let fd = unsafe { image(image_) }.and_then(Image::event_fd);
+        let fd = unsafe { handle(image) }.and_then(Image::event_fd);
         fd.map_or(-errno::EINVAL, |fd| fd.as_raw_fd())
     })
 }
 
 /// Takes up to capacity completions without blocking. Returns their number, 0 when there are none, or -EINVAL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_reap(image_: *const vms_image, completions: *mut vms_completion, capacity: u32) -> i32 {
+pub unsafe extern "C" fn vms_reap(image: *const vms_image, completions: *mut vms_completion, capacity: u32) -> i32 {
     guard(|| {
         // SAFETY: a live handle or NULL, as the header demands.
-        let Some(image) = (unsafe { image(image_) }) else { return -errno::EINVAL };
+        let Some(image) = (unsafe { handle(image) }) else { return -errno::EINVAL };
         if completions.is_null() && capacity != 0 {
             return -errno::EINVAL;
         }
@@ -243,25 +237,41 @@ pub unsafe extern "C" fn vms_reap(image_: *const vms_image, completions: *mut vm
     })
 }
 
-/// Closes an image: stops its threads, makes durable what arrived, completes what is pending with -ECANCELED, calls
-/// ready->free, and gives the handle back. Blocks for a moment. No other call on the handle may be under way except
-/// vms_block_wait, which returns -ECANCELED. NULL is allowed.
+/// Ends all waiting: completes everything pending with -ECANCELED, wakes vms_block_wait with the same, and from now on
+/// answers so to every request that is not ready at once.
+///
+/// With it the threads of a driver can be brought to an end before vms_close, which none of them may be near. Returns 0
+/// or -EINVAL. May be called more than once, and from the callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vms_cancel(image: *const vms_image) -> i32 {
+    guard_result(|| {
+        // SAFETY: a live handle or NULL, as the header demands.
+        unsafe { handle(image) }.ok_or_else(|| null("image"))?.cancel();
+        Ok(0)
+    })
+}
+
+/// Closes an image: does what vms_cancel does, stops its threads, makes durable what arrived, calls ready->free, and
+/// gives the handle back. Blocks for a moment. NULL is allowed.
+///
+/// No other call on the handle may be under way or follow, except the callback's own, and except that threads asleep in
+/// vms_block_wait are woken with -ECANCELED. A thread that might just be about to call is stopped with vms_cancel first.
 ///
 /// Returns 0, or a negative errno when something could not be made durable (the handle is gone all the same), or
 /// -EDEADLK when called from the callback (and then nothing happened).
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_close(image_: *mut vms_image) -> i32 {
+pub unsafe extern "C" fn vms_close(image: *mut vms_image) -> i32 {
     const EDEADLK: i32 = 35;
     guard_result(|| {
-        if image_.is_null() {
-            return Ok(0);
-        }
-        // SAFETY: a live handle, as the header demands.
-        if unsafe { image(image_) }.is_some_and(Image::is_own_thread) {
+        // SAFETY: a live handle or NULL, as the header demands.
+        let Some(open) = (unsafe { handle(image) }) else { return Ok(0) };
+        if open.is_own_thread() {
             return Err(Error::new(EDEADLK, "vms_close was called from a completion callback"));
         }
-        // SAFETY: a handle is a leaked box, and this is its last use.
-        let image = unsafe { Box::from_raw(image_.cast::<Image>()) };
-        image.close().map(|()| 0)
+        // Stopped where it lies, as the callback may still use the handle; freed when no callback can run any more.
+        let closed = open.stop();
+        // SAFETY: a handle is a leaked box, `open` is not used any more, and this is the last use of the handle.
+        drop(unsafe { Box::from_raw(image.cast::<Image>()) });
+        closed.map(|()| 0)
     })
 }

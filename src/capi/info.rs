@@ -5,9 +5,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::edge::{self, fail, guard, guard_result, image, null, text};
+use super::edge::{self, fail, guard, guard_result, handle, null, text};
 use super::types::*;
 use crate::error::{Error, Result, errno};
+
+/// Largest struct that is filled, in bytes: a size beyond it is a word the caller forgot to set.
+const STRUCT_BYTES_MAX: u64 = 4096;
 
 fn nanos(d: Duration) -> u64 {
     u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
@@ -23,7 +26,7 @@ unsafe fn hand_over<T: Copy>(value: T, out: *mut T) -> Result<i32> {
     }
     // SAFETY: the first word of the caller's struct is its size.
     let size = unsafe { out.cast::<u64>().read() };
-    if size < 16 || size % 8 != 0 {
+    if !(16..=STRUCT_BYTES_MAX).contains(&size) || size % 8 != 0 {
         return Err(Error::new(errno::EINVAL, format!("struct_size {size}: set it to sizeof the struct")));
     }
     let known = usize::try_from(size).unwrap_or(usize::MAX).min(size_of::<T>());
@@ -41,10 +44,10 @@ unsafe fn hand_over<T: Copy>(value: T, out: *mut T) -> Result<i32> {
 /// Fills stats. Set stats->struct_size first. Returns 0 or a negative errno. Takes a lock for microseconds: any thread
 /// but not one with a tiny stack.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_get_stats(image_: *const vms_image, stats: *mut vms_stats) -> i32 {
+pub unsafe extern "C" fn vms_get_stats(image: *const vms_image, stats: *mut vms_stats) -> i32 {
     guard_result(|| {
         // SAFETY: a live handle or NULL, as the header demands.
-        let s = unsafe { image(image_) }.ok_or_else(|| null("image"))?.stats();
+        let s = unsafe { handle(image) }.ok_or_else(|| null("image"))?.stats();
         let value = vms_stats {
             struct_size: 0,
             size: s.size,
@@ -77,13 +80,13 @@ pub unsafe extern "C" fn vms_get_stats(image_: *const vms_image, stats: *mut vms
 /// Fills forecast for the next horizon_ms milliseconds. Set forecast->struct_size first. Returns 0 or a negative errno.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vms_get_forecast(
-    image_: *const vms_image,
+    image: *const vms_image,
     horizon_ms: u32,
     forecast: *mut vms_forecast,
 ) -> i32 {
     guard_result(|| {
         // SAFETY: a live handle or NULL, as the header demands.
-        let image = unsafe { image(image_) }.ok_or_else(|| null("image"))?;
+        let image = unsafe { handle(image) }.ok_or_else(|| null("image"))?;
         let f = image.forecast(Duration::from_millis(horizon_ms.into()));
         let value = vms_forecast {
             struct_size: 0,
@@ -98,10 +101,10 @@ pub unsafe extern "C" fn vms_get_forecast(
 
 /// Names this moment of the session, for people who read its record. Returns 0 or a negative errno.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_mark(image_: *const vms_image, name: *const c_char) -> i32 {
+pub unsafe extern "C" fn vms_mark(image: *const vms_image, name: *const c_char) -> i32 {
     guard_result(|| {
         // SAFETY: a live handle or NULL and a C string or NULL, as the header demands.
-        let (image, name) = unsafe { (image(image_).ok_or_else(|| null("image"))?, text("name", name)?) };
+        let (image, name) = unsafe { (handle(image).ok_or_else(|| null("image"))?, text("name", name)?) };
         image.mark(name);
         Ok(0)
     })
@@ -109,10 +112,10 @@ pub unsafe extern "C" fn vms_mark(image_: *const vms_image, name: *const c_char)
 
 /// Changes an option of an open image, "key=value": prefetch, fill or error_after. Returns 0 or a negative errno.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_set(image_: *const vms_image, option: *const c_char) -> i32 {
+pub unsafe extern "C" fn vms_set(image: *const vms_image, option: *const c_char) -> i32 {
     guard_result(|| {
         // SAFETY: a live handle or NULL and a C string or NULL, as the header demands.
-        let (image, option) = unsafe { (image(image_).ok_or_else(|| null("image"))?, text("option", option)?) };
+        let (image, option) = unsafe { (handle(image).ok_or_else(|| null("image"))?, text("option", option)?) };
         let (key, value) =
             option.split_once('=').ok_or_else(|| Error::option(option, "", "options have the form key=value"))?;
         image.set(key, value).map(|()| 0)
@@ -122,10 +125,10 @@ pub unsafe extern "C" fn vms_set(image_: *const vms_image, option: *const c_char
 /// Copies the last error of the link or the local disk into buffer, cut to capacity with its NUL. Returns the length of
 /// the whole text without NUL (0: there was none), or a negative errno.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vms_link_error(image_: *const vms_image, buffer: *mut c_char, capacity: usize) -> i32 {
+pub unsafe extern "C" fn vms_link_error(image: *const vms_image, buffer: *mut c_char, capacity: usize) -> i32 {
     guard_result(|| {
         // SAFETY: a live handle or NULL, as the header demands.
-        let image = unsafe { image(image_) }.ok_or_else(|| null("image"))?;
+        let image = unsafe { handle(image) }.ok_or_else(|| null("image"))?;
         let text = image.last_error().unwrap_or_default();
         if buffer.is_null() && capacity != 0 {
             return Err(null("buffer"));
@@ -221,8 +224,9 @@ pub extern "C" fn vms_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// Why the last vms_* call that failed on this thread did, as one line; "" when none has. Valid until the next failure on
-/// this thread. Not set by vms_block_needed, vms_block_wait, vms_block_done and vms_flush, whose negative errno says all.
+/// Why the last vms_* call that failed on this thread did, as one line; "" when none has. Valid until the next failure
+/// on this thread. Not set by vms_block_needed, vms_block_wait, vms_block_done and vms_flush, whose negative errno says
+/// all, nor by the other functions that say no more than -EINVAL for NULL: vms_fd, vms_event_fd, vms_reap.
 #[unsafe(no_mangle)]
 pub extern "C" fn vms_last_error() -> *const c_char {
     edge::last_error()

@@ -3,34 +3,36 @@
 
 use std::ffi::{c_char, c_void};
 
-/// Major part of the version of this header.
+/// Version of this header, first part: programs built for another one may not work.
 pub const VMS_VERSION_MAJOR: u32 = 0;
-/// Minor part of the version of this header.
+/// Version of this header, second part: while the first is 0, as strict as it.
 pub const VMS_VERSION_MINOR: u32 = 1;
-/// Patch part of the version of this header.
+/// Version of this header, third part.
 pub const VMS_VERSION_PATCH: u32 = 0;
+/// Version of this header as one number for comparisons in #if: 1.2.3 is 10203.
+pub const VMS_VERSION_NUMBER: u32 = VMS_VERSION_MAJOR * 10000 + VMS_VERSION_MINOR * 100 + VMS_VERSION_PATCH;
 
-/// Go ahead now.
+/// Answer of vms_block_needed: go ahead now.
 pub const VMS_READY: i32 = 0;
-/// Wait: exactly one completion with the same tag will come.
+/// Answer of vms_block_needed: wait; exactly one completion with the same tag will come.
 pub const VMS_PENDING: i32 = 1;
 
-/// The driver is about to read the range.
+/// Operation: the driver is about to read the range.
 pub const VMS_READ: i32 = 0;
-/// The driver is about to overwrite the range.
+/// Operation: the driver is about to overwrite the range.
 pub const VMS_WRITE: i32 = 1;
-/// The driver is about to discard the range or to overwrite it with zeroes by other means than a write.
+/// Operation: the driver is about to discard the range, or to zero it by other means than a write.
 pub const VMS_DISCARD: i32 = 2;
-/// All writes that are done shall become durable. Offset and length are ignored.
+/// Operation: all writes that are done shall become durable. Offset and length are ignored.
 pub const VMS_FLUSH: i32 = 3;
 
-/// Log levels of vms_set_logger, from few messages to many.
+/// Log level: something failed, and the guest may notice.
 pub const VMS_LOG_ERROR: i32 = 1;
-/// Something is wrong but the guest goes on.
+/// Log level: something is wrong, but the guest goes on.
 pub const VMS_LOG_WARN: i32 = 2;
-/// Progress.
+/// Log level: progress.
 pub const VMS_LOG_INFO: i32 = 3;
-/// Details for developers.
+/// Log level: details for developers.
 pub const VMS_LOG_DEBUG: i32 = 4;
 
 /// An open image. Opaque.
@@ -143,5 +145,7 @@ mod tests {
     fn the_version_macros_are_those_of_the_package() {
         let macros = format!("{VMS_VERSION_MAJOR}.{VMS_VERSION_MINOR}.{VMS_VERSION_PATCH}");
         assert_eq!(macros, env!("CARGO_PKG_VERSION"));
+        let number = env!("CARGO_PKG_VERSION").split('.').fold(0, |n, part| n * 100 + part.parse::<u32>().unwrap());
+        assert_eq!(VMS_VERSION_NUMBER, number);
     }
 }

@@ -16,7 +16,7 @@ mod worker;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, unbounded};
@@ -124,8 +124,17 @@ impl Shared {
             core.notes_seen = true;
             core.checkpoint_at.get_or_insert(now + self.checkpoint);
         }
+        let canceled = self.gate.is_closed();
+        if canceled {
+            answers.extend(core.replies.drain().map(|(_, reply)| (reply, -errno::ECANCELED)));
+            core.jobs.clear();
+        }
         while let Some(miss) = self.gate.next_miss() {
             self.counters.misses.add(1);
+            if canceled {
+                answers.push((miss.reply, -errno::ECANCELED));
+                continue;
+            }
             if miss.op == Op::Flush {
                 self.counters.flushes.add(1);
                 if self.sync.send(SyncJob::Flush(miss.reply)).is_err() {
@@ -140,7 +149,7 @@ impl Shared {
             self.gate.states.touch(request.touched);
             core.planner.on(Event::Needed(id, request), now, &self.gate, &mut actions);
         }
-        if !self.closing.load(Ordering::Acquire) {
+        if !canceled {
             core.planner.plan(now, &self.gate, &mut actions);
         }
         for action in actions.drain(..) {
@@ -152,12 +161,17 @@ impl Shared {
         }
         core.actions = actions;
         self.jobs.store(core.jobs.len(), Ordering::Release);
-        if core.planner.deadline().is_some_and(|at| at < core.engine_wakes)
+        if self.deadline(core).is_some_and(|at| at < core.engine_wakes)
             || core.checkpoint_at.is_some_and(|at| at < core.engine_wakes)
         {
             core.engine_wakes = now; // it will set this itself
             self.gate.signal.ring_seat(ENGINE_SEAT);
         }
+    }
+
+    /// When the planner wants another turn; never once nobody waits for one.
+    fn deadline(&self, core: &Core) -> Option<Moment> {
+        if self.gate.is_closed() { None } else { core.planner.deadline() }
     }
 
     /// Gives answers. Never under the core's lock: a callback may take its time or call the gate.
@@ -206,8 +220,10 @@ impl Shared {
 /// The running engine of one image.
 pub(crate) struct Engine {
     pub shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
-    syncer: Option<JoinHandle<(Journal, Result<()>)>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    syncer: Mutex<Option<JoinHandle<(Journal, Result<()>)>>>,
+    /// Where completions come from: our threads, and while the image is being stopped the thread that does it.
+    own: Mutex<Vec<ThreadId>>,
 }
 
 impl Engine {
@@ -245,16 +261,23 @@ impl Engine {
             checkpoint: config.checkpoint,
             last_error: Mutex::new(None),
         });
-        let mut engine = Self { shared, threads: Vec::new(), syncer: None };
+        let engine = Self { shared, threads: Mutex::default(), syncer: Mutex::default(), own: Mutex::default() };
         let shared = engine.shared.clone();
-        engine.syncer = Some(spawn("vms-sync", move || syncer::run(&shared, journal, &sync_jobs))?);
+        let syncer = spawn("vms-sync", move || syncer::run(&shared, journal, &sync_jobs))?;
+        lock(&engine.own).push(syncer.thread().id());
+        *lock(&engine.syncer) = Some(syncer);
         for lane in 0..config.connections {
             let shared = engine.shared.clone();
-            engine.threads.push(spawn("vms-fetch", move || shared.shielded(|| worker::run(&shared, lane)))?);
+            engine.keep(spawn("vms-fetch", move || shared.shielded(|| worker::run(&shared, lane)))?);
         }
         let shared = engine.shared.clone();
-        engine.threads.push(spawn("vms-engine", move || shared.shielded(|| run(&shared)))?);
+        engine.keep(spawn("vms-engine", move || shared.shielded(|| run(&shared)))?);
         Ok(engine)
+    }
+
+    fn keep(&self, thread: JoinHandle<()>) {
+        lock(&self.own).push(thread.thread().id());
+        lock(&self.threads).push(thread);
     }
 
     /// Runs `look` with the planner, between two turns.
@@ -264,11 +287,9 @@ impl Engine {
         result
     }
 
-    /// True on one of the engine's threads.
+    /// True where completions are given: on the engine's threads and on the one that is stopping them.
     pub fn is_own_thread(&self) -> bool {
-        let me = std::thread::current().id();
-        self.threads.iter().any(|t| t.thread().id() == me)
-            || self.syncer.as_ref().is_some_and(|t| t.thread().id() == me)
+        lock(&self.own).contains(&std::thread::current().id())
     }
 
     /// The last error, as text for a person.
@@ -284,39 +305,48 @@ impl Engine {
         }
     }
 
+    /// Answers everything that is pending with -ECANCELED and refuses what is not resident from now on. The threads
+    /// live on, and answer whoever passed the gate just before it closed.
+    pub fn cancel(&self) {
+        let shared = &self.shared;
+        shared.gate.close();
+        shared.source.abort();
+        let mut answers: Vec<Answer> = Vec::new();
+        shared.turn(&mut lock(&shared.core), None, &mut answers);
+        shared.answer(&mut answers);
+    }
+
     /// Stops all threads, makes durable what arrived, and answers what is pending with -ECANCELED. Answers how the last
     /// sync went.
-    pub fn stop(&mut self) -> Result<()> {
+    pub fn stop(&self) -> Result<()> {
         self.stop_threads().map_or(Ok(()), |(_, synced)| synced)
     }
 
     /// Stops a complete image and removes its journal.
-    pub fn finish(&mut self) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
         match self.stop_threads() {
             Some((journal, synced)) => synced.and_then(|()| journal.finish()),
             None => Ok(()),
         }
     }
 
-    fn stop_threads(&mut self) -> Option<(Journal, Result<()>)> {
+    fn stop_threads(&self) -> Option<(Journal, Result<()>)> {
         let shared = &self.shared;
-        shared.gate.close();
+        lock(&self.own).push(std::thread::current().id());
+        self.cancel();
         shared.closing.store(true, Ordering::SeqCst);
-        shared.source.abort();
         shared.gate.signal.ring_all();
-        for thread in self.threads.drain(..) {
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
             // A panic in a thread was reported when it happened.
             let _ = thread.join();
         }
         // The syncer answers flushes that came before this, then stops.
         let _ = shared.sync.send(SyncJob::Stop);
-        let synced = self.syncer.take().and_then(|syncer| syncer.join().ok());
+        let syncer = lock(&self.syncer).take();
+        let synced = syncer.and_then(|syncer| syncer.join().ok());
         let mut answers: Vec<Answer> = Vec::new();
         loop {
-            answers.extend(lock(&shared.core).replies.drain().map(|(_, reply)| (reply, -errno::ECANCELED)));
-            while let Some(miss) = shared.gate.next_miss() {
-                answers.push((miss.reply, -errno::ECANCELED));
-            }
+            shared.turn(&mut lock(&shared.core), None, &mut answers);
             shared.answer(&mut answers);
             // A caller that passed the closed check just before may still be pushing its miss or leaving its sleep.
             if shared.gate.outstanding() == 0 && !shared.gate.has_sleepers() {
@@ -356,7 +386,7 @@ fn run(shared: &Shared) {
                 }
                 core.planner.look_for_gaps();
             }
-            let mut wakes = core.planner.deadline().unwrap_or(NEVER).min(core.checkpoint_at.unwrap_or(NEVER));
+            let mut wakes = shared.deadline(core).unwrap_or(NEVER).min(core.checkpoint_at.unwrap_or(NEVER));
             let notes_seen = std::mem::take(&mut core.notes_seen);
             if notes_seen {
                 wakes = wakes.min(now + NOTES_BATCH);

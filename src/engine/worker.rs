@@ -67,6 +67,10 @@ fn fetch(shared: &Shared, lane: usize, job: Job, carry: &mut Vec<u8>, answers: &
     let result = shared.source.fetch(lane, offset, length, &mut landing);
     let store_error = landing.store_error.take();
     let whole = landing.is_whole();
+    if shared.gate.is_closed() {
+        // Nobody waits for it any more, and a fetch that was stopped on purpose is no news.
+        return Event::Finished(job.fetch, if whole { Outcome::Done } else { Outcome::Failed { retry_after: None } });
+    }
     let outcome = match (result, store_error) {
         (_, Some(error)) => {
             let full = error.is_full();

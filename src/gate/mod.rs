@@ -366,6 +366,11 @@ impl Gate {
         self.closed.store(true, Ordering::SeqCst);
     }
 
+    /// True once [`Gate::close`] was called.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// True while some thread is inside the blocking form's slow path.
     pub fn has_sleepers(&self) -> bool {
         self.sleepers.load(Ordering::Acquire) != 0

@@ -13,8 +13,10 @@ mod backoff;
 mod demand;
 mod fill;
 mod flights;
+#[cfg(all(test, vmstream_shuttle))]
+mod model;
 mod readahead;
-#[cfg(test)]
+#[cfg(all(test, not(vmstream_shuttle)))]
 mod simulation;
 
 use std::time::Duration;

@@ -11,8 +11,7 @@ mod control;
 mod spec;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread::sleep;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use control::{FaultControl, Injected};
@@ -34,6 +33,8 @@ pub struct FaultSource {
     number: AtomicU64,
     /// When the shared downlink has sent all that was given to it.
     link_free: Mutex<Instant>,
+    aborted: Mutex<bool>,
+    abort: Condvar,
 }
 
 impl FaultSource {
@@ -49,12 +50,24 @@ impl FaultSource {
 
     fn assemble(inner: Box<dyn Source>, spec: FaultSpec, control: FaultControl) -> Self {
         let now = Instant::now();
-        Self { inner, spec, control, opened: now, number: AtomicU64::new(0), link_free: Mutex::new(now) }
+        let link_free = Mutex::new(now);
+        let (number, aborted) = (AtomicU64::new(0), Mutex::new(false));
+        Self { inner, spec, control, opened: now, number, link_free, aborted, abort: Condvar::new() }
     }
 
     /// The handle that holds, releases and spoils requests.
     pub fn control(&self) -> FaultControl {
         self.control.clone()
+    }
+
+    /// Waits for so long, or until the source is aborted; that is an error.
+    fn sleep(&self, pause: Duration) -> Result<(), Stop> {
+        let aborted = self.aborted.lock().unwrap_or_else(PoisonError::into_inner);
+        if pause.is_zero() && !*aborted {
+            return Ok(());
+        }
+        let waited = self.abort.wait_timeout_while(aborted, pause, |aborted| !*aborted);
+        if *waited.unwrap_or_else(PoisonError::into_inner).0 { Err(Stop) } else { Ok(()) }
     }
 
     fn is_dead(&self) -> bool {
@@ -63,14 +76,14 @@ impl FaultSource {
     }
 
     /// Waits until the shared link has carried `bytes` more: first come, first served.
-    fn pace(&self, bytes: usize) {
-        let Some(rate) = self.spec.rate_bytes_s else { return };
+    fn pace(&self, bytes: usize) -> Result<(), Stop> {
+        let Some(rate) = self.spec.rate_bytes_s else { return Ok(()) };
         let done = {
             let mut free = self.link_free.lock().unwrap_or_else(PoisonError::into_inner);
             *free = (*free).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
             *free
         };
-        sleep(done.saturating_duration_since(Instant::now()));
+        self.sleep(done.saturating_duration_since(Instant::now()))
     }
 
     fn plan(&self, offset: u64, length: u64) -> Result<Plan, FetchError> {
@@ -101,7 +114,7 @@ impl Source for FaultSource {
         if plan.fatal {
             return Err(FetchError::Fatal(Error::new(errno::EIO, format!("{}: injected final failure", name()))));
         }
-        sleep(self.spec.delay + self.spec.rtt);
+        self.sleep(self.spec.delay + self.spec.rtt).map_err(|Stop| FetchError::Stopped)?;
         if self.is_dead() {
             return Err(FetchError::transient(format!("{}: injected dead link", name())));
         }
@@ -122,6 +135,12 @@ impl Source for FaultSource {
         if !self.is_dead() {
             self.inner.warm(lane);
         }
+    }
+
+    fn abort(&self) {
+        *self.aborted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.abort.notify_all();
+        self.inner.abort();
     }
 
     fn requests(&self) -> u64 {
@@ -161,7 +180,7 @@ impl Spoiler<'_> {
         if let Some((when, pause)) = self.plan.stall {
             if at >= when {
                 self.plan.stall = None;
-                sleep(pause);
+                self.source.sleep(pause)?;
             } else {
                 step = step.min(when - at);
             }
@@ -184,7 +203,7 @@ impl Sink for Spoiler<'_> {
                 step = step.min(PACED_BYTES);
             }
             let (piece, tail) = rest.split_at(step);
-            self.source.pace(piece.len());
+            self.source.pace(piece.len())?;
             match self.plan.corrupt {
                 Some((bad, bit)) if (at..at + step as u64).contains(&bad) => {
                     let mut spoiled = piece.to_vec();

@@ -377,6 +377,10 @@ impl Source for HttpSource {
         }
     }
 
+    fn abort(&self) {
+        self.wiring.abort();
+    }
+
     fn requests(&self) -> u64 {
         self.wiring.requests.load(Ordering::Relaxed)
     }

@@ -212,6 +212,10 @@ impl Source for MirrorSource {
         }
     }
 
+    fn abort(&self) {
+        self.mirrors.iter().filter_map(|mirror| mirror.source.as_ref()).for_each(|source| source.abort());
+    }
+
     fn requests(&self) -> u64 {
         self.mirrors.iter().filter_map(|m| m.source.as_ref()).map(|s| s.requests()).sum()
     }

@@ -42,12 +42,30 @@ pub(super) struct Wiring {
     pub stall_timeout: Duration,
     /// Requests sent by all lanes.
     pub requests: AtomicU64,
+    /// The agents of all lanes, to be shut down from outside; `None` once that was done.
+    agents: Mutex<Option<Vec<Agent>>>,
 }
 
 impl Wiring {
     pub fn new(tls: TlsConfig, connect_timeout: Duration, stall_timeout: Duration) -> Self {
         let connector = Arc::new(DefaultConnector::new());
-        Self { connector, tls, connect_timeout, stall_timeout, requests: AtomicU64::new(0) }
+        let agents = Mutex::new(Some(Vec::new()));
+        Self { connector, tls, connect_timeout, stall_timeout, requests: AtomicU64::new(0), agents }
+    }
+
+    /// Breaks off what all lanes do, and lets what they begin later fail at once. Only a look-up or connection attempt
+    /// that is under way takes its time, up to `connect_timeout`.
+    pub fn abort(&self) {
+        let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner).take();
+        agents.into_iter().flatten().for_each(Agent::shutdown);
+    }
+
+    /// Keeps an agent for [`Wiring::abort`]; one that comes too late is shut down.
+    fn register(&self, agent: &Agent) {
+        match &mut *self.agents.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(agents) => agents.push(agent.clone()),
+            None => agent.clone().shutdown(),
+        }
     }
 
     fn agent(&self, route: &Route, connections: Arc<AtomicU64>) -> Agent {
@@ -69,7 +87,9 @@ impl Wiring {
             .output_buffer_size(HEAD_BYTES)
             .build();
         let forward = route.forward.as_ref().map(|(uri, _)| uri.clone());
-        Agent::with_parts(config, Dialer::new(self.connector.clone(), forward, connections), NoLookup)
+        let agent = Agent::with_parts(config, Dialer::new(self.connector.clone(), forward, connections), NoLookup);
+        self.register(&agent);
+        agent
     }
 }
 
