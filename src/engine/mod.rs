@@ -82,6 +82,8 @@ pub(crate) struct Shared {
     jobs: AtomicUsize,
     sync: Sender<SyncJob>,
     closing: AtomicBool,
+    /// The engine thread's deadlines have changed since it looked.
+    poked: AtomicBool,
     checkpoint: Duration,
     last_error: Mutex<Option<String>>,
 }
@@ -170,8 +172,14 @@ impl Shared {
             || core.checkpoint_at.is_some_and(|at| at < core.engine_wakes)
         {
             core.engine_wakes = now; // it will set this itself
-            self.gate.signal.ring_seat(ENGINE_SEAT);
+            self.poke_engine();
         }
+    }
+
+    /// Has the engine thread look at its deadlines again, also when it is just about to fall asleep.
+    fn poke_engine(&self) {
+        self.poked.store(true, Ordering::SeqCst);
+        self.gate.signal.ring_seat(ENGINE_SEAT);
     }
 
     /// When the planner wants another turn; never once nobody waits for one.
@@ -264,6 +272,7 @@ impl Engine {
             jobs: AtomicUsize::new(0),
             sync,
             closing: AtomicBool::new(false),
+            poked: AtomicBool::new(false),
             checkpoint: config.checkpoint,
             last_error: Mutex::new(None),
         });
@@ -289,7 +298,7 @@ impl Engine {
     /// Runs `look` with the planner, between two turns.
     pub fn with_planner<T>(&self, look: impl FnOnce(&mut Planner) -> T) -> T {
         let result = look(&mut lock(&self.shared.core).planner);
-        self.shared.gate.signal.ring_seat(ENGINE_SEAT);
+        self.shared.poke_engine();
         result
     }
 
@@ -383,6 +392,7 @@ fn run(shared: &Shared) {
             let mut core = lock(&shared.core);
             let core = &mut *core;
             core.engine_wakes = Moment(0); // awake: no need to ring
+            shared.poked.store(false, Ordering::SeqCst);
             shared.turn(core, None, &mut answers);
             let now = Moment::now();
             if core.checkpoint_at.is_some_and(|at| at <= now) {
@@ -413,7 +423,10 @@ fn run(shared: &Shared) {
             continue;
         }
         shared.gate.signal.sleep(ENGINE_SEAT, limit, || {
-            shared.gate.has_work() || (!notes_seen && shared.gate.has_notes()) || shared.is_closing()
+            shared.gate.has_work()
+                || shared.poked.load(Ordering::SeqCst)
+                || (!notes_seen && shared.gate.has_notes())
+                || shared.is_closing()
         });
     }
 }

@@ -445,6 +445,7 @@ impl Planner {
         let all = self.geometry.all();
         let mut from = self.fill.cursor(all);
         let mut passed_start = from == all.start;
+        let mut shunned = false;
         loop {
             let found = self.fetchable(BlockRange { start: from, end: all.end }, bytes, blocks);
             match found {
@@ -455,9 +456,11 @@ impl Planner {
                     }
                     Some(until) => {
                         self.wake_at(until);
+                        shunned = true;
                         from = run.end;
                     }
                 },
+                None if passed_start && shunned => return None,
                 None if passed_start => {
                     self.fill.nothing_left();
                     return None;

@@ -101,6 +101,7 @@ struct World {
     faults: u64,
     fatal: bool,
     failures: u64,
+    write_failed: bool,
 }
 
 impl World {
@@ -139,6 +140,7 @@ impl World {
             answered: HashSet::new(),
             asked: 0,
             failures: 0,
+            write_failed: false,
         }
     }
 
@@ -202,6 +204,7 @@ impl World {
             let free = |s| matches!(s, State::Absent | State::Filling);
             assert_eq!(self.model.first(request.covered, free), None, "a write goes ahead without its claim");
             let (delay, ok) = (self.dice.below(20_000), !self.dice.chance(self.faults / 2));
+            self.write_failed |= !ok;
             self.at(delay, Step::WriteEnds(request.covered, ok));
         }
     }
@@ -302,12 +305,9 @@ impl World {
         }
         assert!(self.open.is_empty(), "{} of {requests} requests were never answered", self.open.len());
         assert!(self.transfers.is_empty() && self.planner.is_idle());
-        if self.planner.fill_on && !self.planner.failed && self.planner.deadline().is_none() && self.faults == 0 {
-            self.planner.look_for_gaps();
-            self.plan();
-            if self.agenda.is_empty() {
-                assert_eq!(self.model.first_absent(self.geometry.all()), None, "the fill left a gap");
-            }
+        // A guest's failed write may leave a gap that nobody was told of; the engine looks for those now and then.
+        if self.planner.fill_on && !self.planner.failed && !self.write_failed {
+            assert_eq!(self.model.first_absent(self.geometry.all()), None, "the fill left a gap");
         }
     }
 }
