@@ -151,6 +151,13 @@ impl Image {
         self.gate().needed(op, offset, length, tag)
     }
 
+    /// True when [`Image::block_needed`] would answer [`Answer::Ready`] for blocks that were touched before. Never
+    /// panics.
+    #[inline]
+    pub fn is_known(&self, op: Op, offset: u64, length: u64) -> bool {
+        self.gate().is_known(op, offset, length)
+    }
+
     /// Says that a write or discard that was ready has ended; `written` is false when it failed.
     pub fn block_done(&self, op: Op, offset: u64, length: u64, written: bool) -> Result<()> {
         self.gate().done(op, offset, length, written).map_err(|code| self.fault(code, op, offset, length))

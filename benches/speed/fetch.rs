@@ -5,9 +5,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
-
-use vmstream::Image;
+use std::time::Instant;
 
 use crate::origin::{self, Origin};
 use crate::samples::Samples;
@@ -26,18 +24,8 @@ pub fn run() {
 /// Fetches all of `url` into `path` and leaves an ordinary file; answers the seconds it took.
 fn fetch(url: &str, path: &Path) -> f64 {
     let begun = Instant::now();
-    let options = [
-        format!("source={url}"),
-        format!("file={}", path.display()),
-        "fill=on".into(),
-        "bulk=on".into(),
-        "prefetch=none".into(),
-    ];
-    let image = Image::open(options).expect("the image opens");
-    while !image.is_complete() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    image.finish().expect("the image is durable");
+    let status = Command::new(env!("CARGO_BIN_EXE_vmstream")).args(["fetch", url, "--output"]).arg(path).status();
+    assert!(status.is_ok_and(|status| status.success()), "vmstream fetch works");
     begun.elapsed().as_secs_f64()
 }
 

@@ -3,7 +3,8 @@
 //! A source delivers pieces of any length; only whole blocks land, the cut one waits in `carry` for its rest. A block
 //! that is no longer absent was written by the guest meanwhile, and its fetched bytes are dropped.
 
-use super::{Answer, Job, Shared, lock};
+use super::syncer::SyncJob;
+use super::{Answer, FRESH_MAX, Job, Shared, lock};
 use crate::block::{Block, BlockRange};
 use crate::error::Error;
 use crate::planner::Event;
@@ -82,6 +83,11 @@ impl<'a> Landing<'a> {
             let mut core = lock(&shared.core);
             if kept > 0 {
                 core.checkpoint_at.get_or_insert(crate::time::Moment::now() + shared.checkpoint);
+                core.fresh += kept;
+                if core.fresh >= FRESH_MAX {
+                    core.fresh = 0;
+                    let _ = shared.sync.send(SyncJob::Checkpoint); // fails only while the image is closing
+                }
             }
             shared.turn(&mut core, Some(Event::Arrived(self.job.fetch, range)), self.answers);
         }

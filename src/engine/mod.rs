@@ -36,6 +36,9 @@ use syncer::SyncJob;
 
 /// How long notes of hits may wait while they keep coming.
 const NOTES_BATCH: Duration = Duration::from_millis(5);
+/// So much that arrived is made durable at once, not at the next checkpoint, in bytes: on a fast link the disk is kept
+/// busy while bytes arrive, where it would else wait for a second and then hold up everybody.
+const FRESH_MAX: u64 = 64 << 20;
 /// Deadline that never comes.
 const NEVER: Moment = Moment(u64::MAX);
 /// Stack of a library thread, in bytes: TLS handshakes need the most.
@@ -62,6 +65,8 @@ struct Core {
     engine_wakes: Moment,
     /// When what arrived shall be made durable.
     checkpoint_at: Option<Moment>,
+    /// Bytes that arrived since somebody last asked for that.
+    fresh: u64,
     notes_seen: bool,
 }
 
@@ -257,6 +262,7 @@ impl Engine {
             actions: Vec::new(),
             engine_wakes: NEVER,
             checkpoint_at: None,
+            fresh: 0,
             notes_seen: false,
         };
         let shared = Arc::new(Shared {
@@ -394,6 +400,7 @@ fn run(shared: &Shared) {
             let now = Moment::now();
             if core.checkpoint_at.is_some_and(|at| at <= now) {
                 core.checkpoint_at = None;
+                core.fresh = 0;
                 if shared.gate.states.has_dirty() {
                     let _ = shared.sync.send(SyncJob::Checkpoint);
                 }

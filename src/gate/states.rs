@@ -164,6 +164,15 @@ impl States {
         if known { Look::Known } else { Look::First }
     }
 
+    /// True when [`States::look`] would say [`Look::Known`]. There is no panic in it, whatever the range.
+    #[inline]
+    pub fn is_known(&self, range: BlockRange) -> bool {
+        spans(range).all(|(index, mask)| {
+            let want = mask * (STATE | TOUCHED);
+            self.words.get(index).is_some_and(|word| word.load(Ordering::Acquire) & want == want)
+        })
+    }
+
     /// Marks blocks as touched by the guest in this session.
     pub fn touch(&self, range: BlockRange) {
         for (index, mask) in spans(range) {
@@ -476,6 +485,7 @@ mod tests {
                 let known = touched[slice(r)].iter().all(|t| *t);
                 let want = if !resident { Look::Missing } else if known { Look::Known } else { Look::First };
                 prop_assert_eq!(s.look(r), want);
+                prop_assert_eq!(s.is_known(r), want == Look::Known);
                 let first = |f: &dyn Fn(State) -> bool| r.iter().find(|b| f(model[b.0 as usize]));
                 prop_assert_eq!(s.first_missing(r), first(&|s| s != State::Resident));
                 prop_assert_eq!(s.first_absent(r), first(&|s| s == State::Absent));

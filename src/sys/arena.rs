@@ -30,13 +30,12 @@ impl Arena {
         Ok(Self { map, len })
     }
 
-    /// The word at `index`. Panics outside the array.
+    /// The word at `index`; `None` outside the array.
     #[inline]
-    pub fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.len);
+    pub fn get(&self, index: usize) -> Option<&AtomicU64> {
         // SAFETY: the map is at least `len` words long (`new`), page-aligned, zero-initialised, lives as long as
         // `self`, and is only ever accessed through shared atomics made here.
-        unsafe { &*self.map.as_ptr().cast::<AtomicU64>().add(index) }
+        (index < self.len).then(|| unsafe { &*self.map.as_ptr().cast::<AtomicU64>().add(index) })
     }
 }
 
@@ -48,9 +47,19 @@ impl Arena {
         Ok(Self { words: (0..len).map(|_| AtomicU64::new(0)).collect(), len })
     }
 
-    /// The word at `index`.
+    /// The word at `index`; `None` outside the array.
+    pub fn get(&self, index: usize) -> Option<&AtomicU64> {
+        self.words.get(index)
+    }
+}
+
+impl Arena {
+    /// The word at `index`. Panics outside the array.
+    #[inline]
     pub fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < self.len);
-        &self.words[index]
+        match self.get(index) {
+            Some(word) => word,
+            None => panic!("word {index} of {}", self.len),
+        }
     }
 }
