@@ -77,6 +77,9 @@ pub(crate) struct Shared {
     jobs: AtomicUsize,
     sync: Sender<SyncJob>,
     closing: AtomicBool,
+    /// The engine thread shall look at the clock's business again: said by whoever changed it since its last turn.
+    /// A ring alone would be lost on an engine that has left the core's lock and does not sleep yet.
+    recalled: AtomicBool,
     checkpoint: Duration,
     last_error: Mutex<Option<String>>,
 }
@@ -165,8 +168,13 @@ impl Shared {
             || core.checkpoint_at.is_some_and(|at| at < core.engine_wakes)
         {
             core.engine_wakes = now; // it will set this itself
-            self.gate.signal.ring_seat(ENGINE_SEAT);
+            self.recall_engine();
         }
+    }
+
+    fn recall_engine(&self) {
+        self.recalled.store(true, Ordering::Release);
+        self.gate.signal.ring_seat(ENGINE_SEAT);
     }
 
     /// When the planner wants another turn; never once nobody waits for one.
@@ -261,6 +269,7 @@ impl Engine {
             jobs: AtomicUsize::new(0),
             sync,
             closing: AtomicBool::new(false),
+            recalled: AtomicBool::new(false),
             checkpoint: config.checkpoint,
             last_error: Mutex::new(None),
         });
@@ -286,7 +295,7 @@ impl Engine {
     /// Runs `look` with the planner, between two turns.
     pub fn with_planner<T>(&self, look: impl FnOnce(&mut Planner) -> T) -> T {
         let result = look(&mut lock(&self.shared.core).planner);
-        self.shared.gate.signal.ring_seat(ENGINE_SEAT);
+        self.shared.recall_engine();
         result
     }
 
@@ -380,6 +389,7 @@ fn run(shared: &Shared) {
             let mut core = lock(&shared.core);
             let core = &mut *core;
             core.engine_wakes = Moment(0); // awake: no need to ring
+            shared.recalled.store(false, Ordering::Relaxed);
             shared.turn(core, None, &mut answers);
             let now = Moment::now();
             if core.checkpoint_at.is_some_and(|at| at <= now) {
@@ -409,7 +419,10 @@ fn run(shared: &Shared) {
             continue;
         }
         shared.gate.signal.sleep(ENGINE_SEAT, limit, || {
-            shared.gate.has_work() || (!notes_seen && shared.gate.has_notes()) || shared.is_closing()
+            shared.gate.has_work()
+                || (!notes_seen && shared.gate.has_notes())
+                || shared.recalled.load(Ordering::Acquire)
+                || shared.is_closing()
         });
     }
 }
