@@ -12,6 +12,7 @@ mod ring;
 mod signal;
 pub mod states;
 mod waiters;
+mod words;
 
 pub use ring::{Entry, Ring};
 pub use signal::{ENGINE_SEAT, SEATS, Signal};
