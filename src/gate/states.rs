@@ -14,7 +14,7 @@
 //! What is being fetched is not a state: a block stays absent until its bytes are there, so a guest may claim a block
 //! whose fetch is under way, and what arrives for it is then dropped.
 
-use super::words::{BLOCKS_PER_WORD, Joiner, LOW, having, runs, spans};
+use super::words::{BLOCKS_PER_WORD, Joiner, having, runs, spans};
 use crate::block::{Block, BlockRange};
 use crate::error::Result;
 use crate::sync::{AtomicU64, Ordering};
