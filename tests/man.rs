@@ -105,3 +105,28 @@ fn the_main_page_has_the_common_options_and_the_exit_codes() {
     }
     assert!(top.contains("Exit codes: 0 done, 1 failed, 2 wrong usage, 128+N ended early by signal N."), "{top}");
 }
+
+/// The keys that `Config` reads: the arms of its `match`, and `mirror`, which is read before it.
+fn option_keys() -> Vec<String> {
+    let path = format!("{}/src/config.rs", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let arms = text.lines().skip_while(|line| !line.contains("match key {")).take_while(|line| !line.contains("_ =>"));
+    // `"a" | "b" => ...`: the first spelling is the one that is documented.
+    let named = arms.filter(|line| line.contains("=>")).filter_map(|line| line.trim().strip_prefix('"'));
+    let mut keys: Vec<_> = named.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).collect();
+    keys.push("mirror".to_owned());
+    assert!(keys.len() > 20 && keys.contains(&"ring".to_owned()), "{keys:?}");
+    keys
+}
+
+#[test]
+fn every_option_of_an_image_is_in_the_readme_and_the_manual() {
+    let mount = page("vmstream-mount");
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    for key in option_keys() {
+        assert!(readme.contains(&format!("\n| `{key}=")), "README.md has no row for {key}");
+        // The source and the cache are arguments of the command itself.
+        let itself = ["source", "cache"].contains(&key.as_str());
+        assert!(itself || mount.contains(&format!("\n.It Cm {key} Ns =")), "vmstream-mount.1 has no item for {key}");
+    }
+}

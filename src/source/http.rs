@@ -2,11 +2,11 @@
 //!
 //! Each fetch is one `GET` of one range on the warm connection of its lane. Its way:
 //!
-//! 1. [`exchange`](HttpSource::exchange) sends it to where the image was found last, and follows redirects by
+//! 1. `HttpSource::exchange` sends it to where the image was found last, and follows redirects by
 //!    itself. The final address is kept for all lanes, so that a redirect costs one round trip and not one for
 //!    each block; when that address expires or cannot be reached, it is found again from the original URL.
-//! 2. [`response::check`] judges status and headers. Only the exact range of the pinned image gets through.
-//! 3. [`pump`](HttpSource::pump) hands the body to the sink as it arrives. A body that ends early is a failure
+//! 2. `response::check` judges status and headers. Only the exact range of the pinned image gets through.
+//! 3. `HttpSource::pump` hands the body to the sink as it arrives. A body that ends early is a failure
 //!    that may pass; what came before is good.
 //!
 //! The identity is pinned at first contact: the size, and a strong validator that also goes into `If-Range`, so
