@@ -30,7 +30,7 @@ fn the_committed_header_is_the_generated_one() {
     assert!(
         fresh == committed,
         "include/vmstream.h is out of date, first at line {}: run `make header`",
-        differing.map_or_else(|| fresh.lines().count().min(committed.lines().count()), |at| at) + 1
+        differing.unwrap_or_else(|| fresh.lines().count().min(committed.lines().count())) + 1
     );
 }
 

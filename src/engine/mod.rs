@@ -230,11 +230,14 @@ impl Shared {
     }
 }
 
+/// The syncer's thread; it hands the journal back, and says how the last sync went.
+type Syncer = JoinHandle<(Journal, Result<()>)>;
+
 /// The running engine of one image.
 pub(crate) struct Engine {
     pub shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    syncer: Mutex<Option<JoinHandle<(Journal, Result<()>)>>>,
+    syncer: Mutex<Option<Syncer>>,
     /// Where completions come from: our threads, and while the image is being stopped the thread that does it.
     own: Mutex<Vec<ThreadId>>,
 }

@@ -160,7 +160,7 @@ impl Planner {
     pub fn on(&mut self, event: Event, now: Moment, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
         match event {
             Event::Needed(id, request) => self.needed(id, request, blocks, actions),
-            Event::Touched(range) => self.touched(range),
+            Event::Touched(range) => self.touched(range, false),
             Event::Arrived(fetch, range) => {
                 if let Some(flight) = self.flights.advance(fetch, range.end) {
                     self.link.arrive(&mut flight.token, self.geometry.length(range), now);
@@ -186,7 +186,7 @@ impl Planner {
     }
 
     fn needed(&mut self, id: RequestId, request: Request, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
-        self.touched(request.touched);
+        self.touched(request.touched, request.op == Op::Read);
         if self.demand.add(id, request, blocks) {
             actions.push(Action::Complete(id, 0));
             return;
@@ -198,9 +198,9 @@ impl Planner {
         }
     }
 
-    fn touched(&mut self, range: BlockRange) {
+    fn touched(&mut self, range: BlockRange, missed: bool) {
         if self.prefetch == Prefetch::Readahead {
-            self.readahead.touch(range, &self.link, self.geometry.block_bytes());
+            self.readahead.touch(range, missed, &self.link, self.geometry.block_bytes());
         }
     }
 

@@ -1,8 +1,12 @@
 //! Adaptive readahead for many sequential streams at once.
 //!
-//! A guest that reads several files interleaves several runs. Each run is a stream: it is recognised at its second step,
-//! starts with a window worth a quarter of a round trip (8 to 64 blocks) and doubles each time the guest has used half
-//! of what was asked ahead, up to 256 blocks. A window that reaches into what the guest did not want shrinks no other.
+//! A guest that reads several files interleaves several runs, so each run is a stream of its own. Its window doubles each
+//! time the guest has used half of what was asked ahead, up to 256 blocks.
+//!
+//! When does a run begin? A second step that follows the first confirms one. But over a distance a file of a few blocks
+//! is over by then, each of its steps a round trip: so a *miss* is taken for the beginning of a run at once, as long as
+//! that pays. How often it does is learnt: the share of such guesses that the guest followed, as a moving average. A guest
+//! that jumps about brings the share down and gets no guesses until its runs, confirmed the slow way, bring it up again.
 
 use crate::block::{Block, BlockRange};
 use crate::link::Link;
@@ -17,6 +21,11 @@ const WINDOW_FIRST_MAX: u64 = 64;
 const WINDOW_MAX: u64 = 256;
 /// A step this many blocks ahead of the last still belongs to the run.
 const SKIP_MAX: u64 = 4;
+/// A guess is made while at least this share of the latest ones was followed. A guess costs some of a link that would
+/// idle through the round trip anyway, and saves a whole one, so it pays although most of them fail.
+const GUESS_SHARE: f64 = 0.2;
+/// Weight of the latest guess in the share.
+const GUESS_WEIGHT: f64 = 1.0 / 16.0;
 
 #[derive(Clone, Copy, Debug)]
 struct Stream {
@@ -28,28 +37,46 @@ struct Stream {
     aim: u64,
     /// Last use, as a count of accesses.
     used: u64,
+    /// The guest took a second step.
+    confirmed: bool,
 }
 
 /// All streams of an image.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Readahead {
     streams: Vec<Stream>,
     clock: u64,
+    /// Share of new streams that went on, lately.
+    followed: f64,
+}
+
+impl Default for Readahead {
+    fn default() -> Self {
+        Self { streams: Vec::new(), clock: 0, followed: 0.5 }
+    }
+}
+
+/// First window of a stream, in blocks: what the link brings in half a round trip, within limits.
+fn first_window(link: &Link, block_bytes: u64) -> u64 {
+    let bytes = link.round_trip().unwrap_or_default().as_secs_f64() / 2.0 * link.rate();
+    ((bytes / block_bytes as f64) as u64).clamp(WINDOW_FIRST_MIN, WINDOW_FIRST_MAX)
 }
 
 impl Readahead {
-    /// The guest touched `range`.
-    pub fn touch(&mut self, range: BlockRange, link: &Link, block_bytes: u64) {
+    /// The guest touched `range`; `missed` when some of it was not resident.
+    pub fn touch(&mut self, range: BlockRange, missed: bool, link: &Link, block_bytes: u64) {
         self.clock += 1;
         let (start, end) = (range.start.0, range.end.0);
         let mine = |s: &&mut Stream| start <= s.next + SKIP_MAX.max(s.window) && end >= s.next;
         if let Some(stream) = self.streams.iter_mut().find(mine) {
             if end > stream.next {
                 stream.next = end;
+                if !stream.confirmed {
+                    stream.confirmed = true;
+                    self.followed += (1.0 - self.followed) * GUESS_WEIGHT;
+                }
                 if stream.window == 0 {
-                    let quarter = link.round_trip().unwrap_or_default() / 4;
-                    let blocks = (quarter.as_secs_f64() * link.rate() / block_bytes as f64) as u64;
-                    stream.window = blocks.clamp(WINDOW_FIRST_MIN, WINDOW_FIRST_MAX);
+                    stream.window = first_window(link, block_bytes);
                     stream.aim = end + stream.window;
                 } else if end + stream.window / 2 >= stream.aim {
                     stream.window = (stream.window * 2).min(WINDOW_MAX);
@@ -59,10 +86,15 @@ impl Readahead {
             stream.used = self.clock;
             return;
         }
-        let fresh = Stream { next: end, window: 0, aim: end, used: self.clock };
+        let guess = missed && self.followed >= GUESS_SHARE;
+        let window = if guess { first_window(link, block_bytes) } else { 0 };
+        let fresh = Stream { next: end, window, aim: end + window, used: self.clock, confirmed: false };
         if self.streams.len() < STREAMS_MAX {
             self.streams.push(fresh);
         } else if let Some(oldest) = self.streams.iter_mut().min_by_key(|s| s.used) {
+            if !oldest.confirmed {
+                self.followed -= self.followed * GUESS_WEIGHT;
+            }
             *oldest = fresh;
         }
     }
@@ -82,8 +114,8 @@ impl Readahead {
 mod tests {
     use super::*;
 
-    fn touch(r: &mut Readahead, start: u64, n: u64) {
-        r.touch(BlockRange::new(start, start + n), &Link::default(), 4096);
+    fn touch(r: &mut Readahead, start: u64, n: u64, missed: bool) {
+        r.touch(BlockRange::new(start, start + n), missed, &Link::default(), 4096);
     }
 
     fn wanted(r: &Readahead) -> Vec<BlockRange> {
@@ -91,40 +123,53 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_recognised_at_its_second_step_and_its_window_doubles() {
+    fn a_run_of_hits_is_recognised_at_its_second_step_and_its_window_doubles() {
         let mut r = Readahead::default();
-        touch(&mut r, 100, 1);
+        touch(&mut r, 100, 1, false);
         assert!(wanted(&r).is_empty());
-        touch(&mut r, 101, 1);
+        touch(&mut r, 101, 1, false);
         assert_eq!(wanted(&r), [BlockRange::new(102, 110)]);
         let mut widest = 0;
         for block in 102..1500 {
-            touch(&mut r, block, 1);
+            touch(&mut r, block, 1, false);
             widest = widest.max(wanted(&r)[0].len());
         }
         assert_eq!(widest, WINDOW_MAX);
     }
 
     #[test]
-    fn interleaved_runs_are_kept_apart_and_random_accesses_start_none() {
+    fn a_miss_is_taken_for_the_beginning_of_a_run_while_that_pays() {
+        let mut r = Readahead::default();
+        touch(&mut r, 100, 1, true);
+        assert_eq!(wanted(&r), [BlockRange::new(101, 109)]);
+        let jump = |i: u64| i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 34;
+        for i in 1..200 {
+            touch(&mut r, jump(i), 1, true);
+        }
+        assert!(wanted(&r).len() < 3, "a guest that jumps about gets no guesses: {:?}", wanted(&r));
+        for i in 200..300 {
+            touch(&mut r, jump(i), 1, true);
+            touch(&mut r, jump(i) + 1, 1, true);
+        }
+        touch(&mut r, 7, 1, true);
+        assert_eq!(wanted(&r)[0], BlockRange::new(8, 16), "short runs bring the guesses back");
+    }
+
+    #[test]
+    fn interleaved_runs_are_kept_apart() {
         let mut r = Readahead::default();
         for i in 0..10 {
-            touch(&mut r, 1000 + i, 1);
-            touch(&mut r, 900_000 + 2 * i, 2);
+            touch(&mut r, 1000 + i, 1, false);
+            touch(&mut r, 900_000 + 2 * i, 2, false);
         }
         assert_eq!(wanted(&r).len(), 2);
-        let mut r = Readahead::default();
-        for i in 0..1000u64 {
-            touch(&mut r, i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 34, 1);
-        }
-        assert!(wanted(&r).len() < 3, "{:?}", wanted(&r));
     }
 
     #[test]
     fn the_end_of_the_image_cuts_the_window() {
         let mut r = Readahead::default();
-        touch(&mut r, 10, 2);
-        touch(&mut r, 12, 2);
+        touch(&mut r, 10, 2, false);
+        touch(&mut r, 12, 2, false);
         assert_eq!(r.wanted(Block(16)).collect::<Vec<_>>(), [BlockRange::new(14, 16)]);
         assert_eq!(r.wanted(Block(14)).count(), 0);
     }

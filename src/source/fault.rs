@@ -336,4 +336,19 @@ mod tests {
         });
         assert_eq!(control.requests(), 2);
     }
+
+    #[test]
+    fn an_abort_ends_the_longest_pause_and_all_that_come_later() {
+        let source = source("delay=60m");
+        std::thread::scope(|scope| {
+            let fetch = || matches!(source.fetch(0, 0, 4096, &mut Collector::at(0)), Err(FetchError::Stopped));
+            let under_way = scope.spawn(fetch);
+            while source.requests() == 0 {
+                std::thread::yield_now();
+            }
+            source.abort();
+            assert!(under_way.join().unwrap());
+            assert!(fetch());
+        });
+    }
 }

@@ -93,9 +93,13 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
         match inbox.recv_timeout(REPORT_EVERY) {
             Ok(News::Ended(result)) => break result,
             Ok(News::Signal(signals::Event::Stop(_))) => {
-                log::info!("unmounting {} as soon as nobody has {NAME} open", args.dir.display());
                 if let Err(error) = unmounter.unmount() {
-                    log::error!("cannot unmount {}: {error}; try fusermount3 -u", args.dir.display());
+                    // Out of sight now, gone when the last user closes it: a guest on it must not lose its disk.
+                    log::warn!(
+                        "{} is in use ({error}); unmounting it now and ending when it is closed, or at a second signal",
+                        args.dir.join(NAME).display()
+                    );
+                    detach(&args.dir);
                 }
             }
             Ok(News::Signal(signals::Event::Report)) | Err(RecvTimeoutError::Timeout) => reporter.report(&image)?,
@@ -160,16 +164,21 @@ fn session_config(args: &MountArgs, image: &Image) -> fuser::Config {
     config
 }
 
+/// Takes the mount out of the tree; its open files live on.
+fn detach(dir: &Path) {
+    if rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH).is_err() {
+        // An ordinary user unmounts through the helper.
+        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(dir).status();
+    }
+}
+
 /// Makes sure that the directory can be mounted on. What a killed mount left there is removed.
 fn check_directory(dir: &Path) -> Result<()> {
     let broken = |e: &io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
     let mut found = std::fs::metadata(dir);
     if found.as_ref().is_err_and(broken) {
         log::warn!("{} is the mount of a process that was killed; unmounting it", dir.display());
-        if rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH).is_err() {
-            // An ordinary user unmounts through the helper.
-            let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(dir).status();
-        }
+        detach(dir);
         found = std::fs::metadata(dir);
     }
     let found = found.map_err(|e| Error::io(format_args!("cannot mount on {}", dir.display()), e))?;
