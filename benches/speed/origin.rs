@@ -124,12 +124,13 @@ impl BareClient {
         Self { agent: ureq::Agent::new_with_defaults(), url, body: Vec::new() }
     }
 
-    /// Gets one range.
-    pub fn get(&mut self, offset: u64, length: u64) {
+    /// Gets one range; answers its bytes.
+    pub fn get(&mut self, offset: u64, length: u64) -> &[u8] {
         let range = format!("bytes={offset}-{}", offset + length - 1);
         let mut response = self.agent.get(&self.url).header("Range", range).call().expect("an answer");
         self.body.clear();
         response.body_mut().as_reader().read_to_end(&mut self.body).expect("a body");
         assert_eq!(self.body.len() as u64, length);
+        &self.body
     }
 }

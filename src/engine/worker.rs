@@ -1,17 +1,11 @@
 //! A worker: sleeps until there is something to fetch, fetches it, lands it, looks for more.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::landing::Landing;
 use super::{Answer, Job, Shared, lock};
 use crate::planner::{Event, Outcome};
 use crate::source::FetchError;
-use crate::time::Moment;
-
-/// A guest that reads block after block sends its next miss a few microseconds after an answer. A worker that has just
-/// answered one watches for that long before it sleeps, because waking it would cost more than the watching.
-const WATCH_AFTER_ANSWER: Duration = Duration::from_micros(15);
 
 /// Body of a worker thread. `lane` is its seat at the gate and its connection at the source.
 pub(super) fn run(shared: &Shared, lane: usize) {
@@ -33,30 +27,16 @@ pub(super) fn run(shared: &Shared, lane: usize) {
         if more {
             shared.gate.signal.ring();
         }
-        let answered = !answers.is_empty();
         shared.answer(&mut answers);
         match job {
             Some(job) => finished = Some(fetch(shared, lane, job, &mut carry, &mut answers)),
-            None => rest(shared, lane, answered),
+            None => shared.gate.signal.sleep(lane, None, || has_work(shared)),
         }
     }
 }
 
 fn has_work(shared: &Shared) -> bool {
     shared.gate.has_work() || shared.jobs.load(Ordering::Acquire) != 0 || shared.is_closing()
-}
-
-fn rest(shared: &Shared, lane: usize, answered: bool) {
-    if answered {
-        let began = Moment::now();
-        while Moment::now().since(began) < WATCH_AFTER_ANSWER {
-            if has_work(shared) {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-    }
-    shared.gate.signal.sleep(lane, None, || has_work(shared));
 }
 
 /// Fetches one range and says how it ended.
