@@ -28,10 +28,8 @@ const UNSAFE_HOMES: [&str; 2] = ["capi", "sys"];
 const LINES_MAX: usize = 500;
 
 /// Longer files: each with its own limit, so that it cannot grow on, and the reason.
-const LONGER: [(&str, usize, &str); 2] = [
-    ("src/gate/states.rs", 510, "half of it is the model that all its moves are tested against"),
-    ("src/planner/mod.rs", 540, "one decision, from the events to the two plans; its parts have files of their own"),
-];
+const LONGER: [(&str, usize, &str); 1] =
+    [("src/planner/mod.rs", 540, "one decision, from the events to the two plans; its parts have files of their own")];
 
 /// Position of a module in the order of the table.
 fn place(module: &str) -> Option<usize> {
