@@ -39,7 +39,7 @@ present() {
 
 if ! command -v cargo >/dev/null; then
     # Debian's own cargo is older than the edition this crate is written in.
-    echo "install-deps.sh: no cargo found: install Rust 1.85 or later from https://rustup.rs" >&2
+    echo "install-deps.sh: no cargo found: install Rust 1.88 or later from https://rustup.rs" >&2
     exit 1
 fi
 

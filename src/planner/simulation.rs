@@ -3,7 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::issue::CHUNK_MAX;
 use super::*;
+use crate::block::Block;
 use crate::gate::State;
 
 /// splitmix64 (Steele, Lea, Flood 2014): enough chance for a simulation.

@@ -28,7 +28,7 @@ impl Region {
         command
             .arg(filename)
             .args(["--name=beside", "--ioengine=psync", "--thread", "--bs=4k"])
-            .args(["--verify=crc32c", "--verify_fatal=1"])
+            .args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"])
             .arg(format!("--offset={}", self.sector * SECTOR_BYTES as u64))
             .arg(format!("--size={}", self.sectors * SECTOR_BYTES as u64))
             .args(arguments)

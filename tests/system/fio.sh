@@ -29,7 +29,7 @@ job() {
     echo "--name=$name --filename=$work/disk/disk --offset=$((number * (region + 3 * 512) + 512)) --size=$region" \
         "--verify=crc32c --verify_fatal=1 --randseed=$((2006 + number))"
 }
-common="--ioengine=psync --thread --invalidate=0 --group_reporting --output=$work/fio.out"
+common="--verify_state_save=0 --ioengine=psync --thread --invalidate=0 --group_reporting --output=$work/fio.out"
 aligned="$(job aligned 0) --rw=randwrite --bs=4k --direct=0"
 pieces="$(job pieces 1) --rw=randwrite --bssplit=512/30:1536/15:4k/25:7680/10:64k/20 --fsync=64"
 synced="$(job synced 2) --rw=randwrite --bsrange=512-16k --blockalign=512 --direct=1 --fsync=16"
