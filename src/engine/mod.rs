@@ -81,6 +81,8 @@ pub(crate) struct Shared {
     /// Length of the job queue, to look at without the lock.
     jobs: AtomicUsize,
     sync: Sender<SyncJob>,
+    /// Number of workers.
+    lanes: usize,
     closing: AtomicBool,
     /// The engine thread's deadlines have changed since it looked.
     poked: AtomicBool,
@@ -274,6 +276,7 @@ impl Engine {
             core: Mutex::new(core),
             jobs: AtomicUsize::new(0),
             sync,
+            lanes: config.connections,
             closing: AtomicBool::new(false),
             poked: AtomicBool::new(false),
             checkpoint: config.checkpoint,

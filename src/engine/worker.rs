@@ -4,15 +4,14 @@ use std::sync::atomic::Ordering;
 
 use super::landing::Landing;
 use super::{Answer, Job, Shared, lock};
-use crate::planner::{Event, Outcome};
+use crate::planner::{Event, Outcome, PREFETCH_RESERVE};
 use crate::source::FetchError;
 
 /// Body of a worker thread. `lane` is its seat at the gate and its connection at the source.
 pub(super) fn run(shared: &Shared, lane: usize) {
     let mut answers: Vec<Answer> = Vec::new();
     let mut carry = Vec::new();
-    if lane == 0 {
-        // The first miss finds a connection ready.
+    if is_demand_lane(shared, lane) {
         shared.source.warm(lane);
     }
     let mut finished = None;
@@ -33,6 +32,13 @@ pub(super) fn run(shared: &Shared, lane: usize) {
             None => shared.gate.signal.sleep(lane, None, || has_work(shared)),
         }
     }
+}
+
+/// True for the lanes that a miss is likely to find: the lowest seat, which an idle gate rings first, and the highest
+/// ones, which prefetch leaves free. They connect ahead, so that no guest waits for a handshake.
+fn is_demand_lane(shared: &Shared, lane: usize) -> bool {
+    let complete = shared.gate.states.resident_count() == shared.gate.geometry().blocks();
+    !complete && (lane == 0 || lane + PREFETCH_RESERVE >= shared.lanes)
 }
 
 fn has_work(shared: &Shared) -> bool {

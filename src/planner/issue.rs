@@ -19,6 +19,9 @@ const GAP_MAX: u64 = 64 << 10;
 /// Waiting requests looked at for joining into one fetch.
 const JOIN_MAX: usize = 64;
 
+/// Connections, at most, that prefetch leaves free for a demand.
+pub const PREFETCH_RESERVE: usize = 2;
+
 impl Planner {
     fn begin(&mut self, range: BlockRange, class: Class, now: Moment, actions: &mut Vec<Action>) {
         let token = self.link.start(self.geometry.length(range), now);
@@ -150,7 +153,8 @@ impl Planner {
                 return;
             }
         }
-        let reserve = if self.bulk || self.connections == 1 { 0 } else { (self.connections / 4).clamp(1, 2) };
+        let reserve =
+            if self.bulk || self.connections == 1 { 0 } else { (self.connections / 4).clamp(1, PREFETCH_RESERVE) };
         let lanes = self.connections - reserve;
         let kept_free = if self.full_until.is_some() { 0 } else { reserve.min(1) };
         let calm = !self.bulk && self.link.wants_calm(now);

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 pub use demand::{Blocks, Request, RequestId};
 pub use flights::{Class, FetchId};
+pub use issue::PREFETCH_RESERVE;
 
 use crate::block::{BlockRange, Geometry};
 use crate::config::{Config, Prefetch};
