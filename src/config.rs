@@ -197,7 +197,7 @@ impl Config {
                 }
             }
             "pending_max" => self.pending_max = number(key, value, 1, 1 << 20)?,
-            _ => return Err(bad("no such option")),
+            _ => return Err(bad("no such option; vmstream-mount(1) lists them")),
         }
         Ok(())
     }

@@ -80,7 +80,18 @@ impl Image {
             }
             config.block_bytes = block_bytes;
         }
-        let source = open_source_aside(&config, pinned.as_ref().map(|p| &p.identity))?;
+        let mut source = open_source_aside(&config, pinned.as_ref().map(|p| &p.identity))?;
+        if let Some(pinned) = &pinned
+            && pinned.source != source.name()
+        {
+            // Known by another name: the origin has to say that it is the same image.
+            log::info!(
+                "this cache was made from {}; asking {} whether it is the same image",
+                pinned.source,
+                source.name()
+            );
+            source = open_source_aside(&config, None)?;
+        }
         Self::assemble(cache, source, config, notifier)
     }
 
@@ -202,6 +213,12 @@ impl Image {
     /// time.
     pub fn write_local(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.engine.shared.store.write(offset, bytes)
+    }
+
+    /// Puts right what writes past [`Image::write_local`], through [`Image::fd`] or a kernel's pass-through, may have
+    /// changed: a length beyond the image's, and the modification time.
+    pub fn tidy_local(&self) -> Result<()> {
+        self.engine.shared.store.tidy()
     }
 
     /// Zeroes a range of the local file and gives its space back, between a discard's "ready" and its

@@ -263,6 +263,27 @@ fn a_cache_is_used_again_and_bound_to_its_image() {
 }
 
 #[test]
+fn a_cache_under_another_name_is_asked_about_and_bytes_behind_its_end_are_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = format!("cache={}", dir.path().join("c").display());
+    let open = |source: &str| Image::open([source, &cache, "prefetch=none", "fill=off"]);
+    let image = open("source=pattern:1M").unwrap();
+    expect(&image, 0, BLOCK as usize);
+    image.write_at(BLOCK, &[5; BLOCK as usize]).unwrap();
+    image.close().unwrap();
+    // The same size, other bytes.
+    assert_eq!(open("source=pattern:1M,seed=5").unwrap_err().errno(), errno::ESTALE);
+    // As a write past the end leaves it that the kernel passed through.
+    let path = dir.path().join("c/disk");
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len((1 << 20) + 3).unwrap();
+    let image = open("source=pattern:1M").unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
+    let mut block = [0; BLOCK as usize];
+    image.read_at(BLOCK, &mut block).unwrap();
+    assert!(block.iter().all(|b| *b == 5));
+}
+
+#[test]
 fn a_file_that_was_fetched_is_ordinary() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");

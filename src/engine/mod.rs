@@ -39,6 +39,8 @@ const NOTES_BATCH: Duration = Duration::from_millis(5);
 /// So much that arrived is made durable at once, not at the next checkpoint, in bytes: on a fast link the disk is kept
 /// busy while bytes arrive, where it would else wait for a second and then hold up everybody.
 const FRESH_MAX: u64 = 64 << 20;
+/// How long the end waits for callers to leave the gate, once they have their answers.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// Deadline that never comes.
 const NEVER: Moment = Moment(u64::MAX);
 /// Stack of a library thread, in bytes: TLS handshakes need the most.
@@ -227,8 +229,11 @@ impl Shared {
 
     /// Remembers and logs an error.
     fn report(&self, level: log::Level, message: String) {
+        let mut last = lock(&self.last_error);
+        // What every connection meets at the same moment is said once.
+        let level = if last.as_ref() == Some(&message) { log::Level::Debug } else { level };
         log::log!(level, "{message}");
-        *lock(&self.last_error) = Some(message);
+        *last = Some(message);
     }
 }
 
@@ -366,11 +371,19 @@ impl Engine {
         let syncer = lock(&self.syncer).take();
         let synced = syncer.and_then(|syncer| syncer.join().ok());
         let mut answers: Vec<Answer> = Vec::new();
+        let patience = Moment::now() + STOP_PATIENCE;
         loop {
             shared.turn(&mut lock(&shared.core), None, &mut answers);
             shared.answer(&mut answers);
             // A caller that passed the closed check just before may still be pushing its miss or leaving its sleep.
             if shared.gate.outstanding() == 0 && !shared.gate.has_sleepers() {
+                break;
+            }
+            if Moment::now() > patience {
+                // Killed in its sleep, as monitors do with their helper threads, or as good as that. It can never
+                // be told apart from one that is slow to wake, so what it would touch stays for ever.
+                log::warn!("a thread that waited for a block never came back; its memory is given up");
+                std::mem::forget(shared.clone());
                 break;
             }
             std::thread::yield_now();

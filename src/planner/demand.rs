@@ -108,19 +108,21 @@ impl Demand {
                 };
             }
         }
-        if request.op == Op::Read || blocks.claim(request.covered) {
+        if request.op == Op::Read {
             return Held::Nothing;
         }
-        // Somebody else is at work in the covered part: wait for his first block.
-        let mut rest = request.covered;
-        while let Some(block) = blocks.first_present(rest) {
-            match blocks.state(block) {
-                State::Claimed => return Held::Write(block),
-                State::Filling => return Held::Arrival(block),
-                _ => rest.start = Block(block.0 + 1),
+        while !blocks.claim(request.covered) {
+            // Somebody else is at work in the covered part: wait for his first block, unless he just ended.
+            let mut rest = request.covered;
+            while let Some(block) = blocks.first_present(rest) {
+                match blocks.state(block) {
+                    State::Claimed => return Held::Write(block),
+                    State::Filling => return Held::Arrival(block),
+                    _ => rest.start = Block(block.0 + 1),
+                }
             }
         }
-        Held::Write(request.covered.start) // it ended meanwhile; the attention that came with it wakes us
+        Held::Nothing
     }
 
     /// Looks at a request again; true when it is ready, and then it is gone.

@@ -100,7 +100,11 @@ impl Planner {
             }
             let most = (bytes / self.geometry.block_bytes()).max(1);
             let cut = BlockRange { start: free.start, end: free.end.min(Block(free.start.0 + most)) };
-            return Some(BlockRange { start: cut.start, end: blocks.first_present(cut).unwrap_or(cut.end) });
+            let run = BlockRange { start: cut.start, end: blocks.first_present(cut).unwrap_or(cut.end) };
+            // A guest may have claimed the first block since it was seen absent; then look on behind it.
+            if !run.is_empty() {
+                return Some(run);
+            }
         }
     }
 

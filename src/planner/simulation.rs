@@ -33,9 +33,21 @@ impl Dice {
 struct Model {
     states: RefCell<Vec<State>>,
     watching: Cell<bool>,
+    /// A guest's write may claim a block at any moment, also in the middle of a decision: chance for that, and the
+    /// blocks it took.
+    chance: RefCell<Dice>,
+    ambushed: RefCell<Vec<Block>>,
 }
 
 impl Model {
+    /// Now and then a guest is faster and claims the first block of what the planner is about to look at.
+    fn ambush(&self, range: BlockRange) {
+        if !range.is_empty() && self.chance.borrow_mut().chance(3) && self.state(range.start) == State::Absent {
+            self.set(BlockRange::one(range.start), State::Absent, State::Claimed);
+            self.ambushed.borrow_mut().push(range.start);
+        }
+    }
+
     fn first(&self, range: BlockRange, f: impl Fn(State) -> bool) -> Option<Block> {
         range.iter().find(|b| f(self.states.borrow()[b.0 as usize]))
     }
@@ -60,6 +72,7 @@ impl Blocks for Model {
         self.first(range, |s| s == State::Absent)
     }
     fn first_present(&self, range: BlockRange) -> Option<Block> {
+        self.ambush(range);
         self.first(range, |s| s != State::Absent)
     }
     fn claim(&self, range: BlockRange) -> bool {
@@ -128,7 +141,12 @@ impl World {
         }
         Self {
             planner: Planner::new(geometry, &config, seed),
-            model: Model { states: RefCell::new(states), watching: Cell::new(false) },
+            model: Model {
+                states: RefCell::new(states),
+                watching: Cell::new(false),
+                chance: RefCell::new(Dice(!seed)),
+                ambushed: RefCell::default(),
+            },
             geometry,
             connections,
             faults: [0, 5, 40][dice.below(3) as usize],
@@ -161,6 +179,11 @@ impl World {
         let mut actions = Vec::new();
         self.planner.plan(self.now, &self.model, &mut actions);
         self.act(actions);
+        let ambushed: Vec<Block> = self.model.ambushed.borrow_mut().drain(..).collect();
+        for block in ambushed {
+            let delay = self.dice.below(20_000);
+            self.at(delay, Step::WriteEnds(BlockRange::one(block), true));
+        }
         // Demand never waits behind prefetch for a connection: a free one and a want that may be served now cannot be
         // left together, and prefetch leaves a connection free when there is more than one.
         let shunned = |need| self.planner.backoff.shunned_until(need, self.now).is_some();
@@ -213,7 +236,10 @@ impl World {
 
     fn fetch(&mut self, id: FetchId, range: BlockRange, class: Class) {
         assert!(!range.is_empty() && range.end <= self.geometry.all().end);
-        assert_eq!(self.model.first_present(range), None, "a fetch over a claimed or resident block");
+        let ambushed = self.model.ambushed.borrow();
+        let taken = range.iter().find(|b| self.model.state(*b) != State::Absent && !ambushed.contains(b));
+        assert_eq!(taken, None, "a fetch over a claimed or resident block");
+        drop(ambushed);
         for other in self.transfers.values() {
             let rest = BlockRange::new(other.next, other.range.end.0);
             assert!(!rest.overlaps(range), "{range:?} is on its way already");

@@ -139,7 +139,10 @@ impl MirrorSource {
         let mut health = self.health();
         let failures = match health[at] {
             Health::Resting(_, failures) => failures + 1,
-            Health::Good => 1,
+            Health::Good => {
+                log::warn!("{}: failed; asking another mirror", self.mirrors[at].name);
+                1
+            }
             Health::Dropped(..) => return,
         };
         let rest = (COOL_DOWN_MIN * 2u32.pow(failures.min(8) - 1)).min(COOL_DOWN_MAX).max(wish.unwrap_or_default());

@@ -167,7 +167,7 @@ pub fn open(config: &Config, pinned: Option<&Identity>) -> Result<Box<dyn Source
             let limit = config.open_timeout;
             return Err(Error::new(errno::EHOSTUNREACH, format!("{message} (tried for {limit:?})")));
         }
-        log::info!("{message}; trying again in {pause:?}");
+        log::warn!("{message}; trying again for up to {:.0?}", give_up.saturating_duration_since(Instant::now()));
         sleep(pause);
         wait = (wait * 2).min(config.retry_max);
     };

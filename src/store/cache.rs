@@ -175,6 +175,10 @@ fn find_image<F: Folder>(
     let length = image.length().map_err(|e| Error::io(format_args!("cannot examine {shown}"), e))?;
     if length == 0 && !claimed {
         sparse::lengthen(&image, &shown, size)?;
+    } else if length > size {
+        // A guest wrote past the end while the kernel passed its writes through; a disk has nothing there.
+        log::warn!("{shown} is {} bytes longer than its image; they are cut off", length - size);
+        sparse::lengthen(&image, &shown, size)?;
     } else if length != size {
         let text = format!(
             "{shown} has {length} bytes, but {journal} says {size}: put back the file that belongs to it, or remove \

@@ -164,6 +164,21 @@ impl Store {
         }
     }
 
+    /// Puts right what writes that did not go through this store may have changed: a length beyond the image's, and
+    /// the modification time. Nothing happens to an ephemeral image.
+    pub fn tidy(&self) -> Result<()> {
+        if self.ephemeral() {
+            return Ok(());
+        }
+        let length =
+            self.0.file.metadata().map_err(|e| Error::io(format_args!("cannot examine {}", self.0.shown), e))?.len();
+        if length > self.size() {
+            lengthen(&self.0.file, &self.0.shown, self.size())?;
+        }
+        self.put_mtime_back();
+        Ok(())
+    }
+
     /// Puts the published modification time back, for writes that did not go through [`Store::write`]. Nothing happens
     /// to an ephemeral image.
     pub fn keep_mtime(&self) -> io::Result<()> {

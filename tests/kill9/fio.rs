@@ -28,10 +28,12 @@ impl Region {
         command
             .arg(filename)
             .args(["--name=beside", "--ioengine=psync", "--thread", "--bs=4k"])
-            .args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"])
+            .args(["--verify=crc32c", "--verify_fatal=1"])
             .arg(format!("--offset={}", self.sector * SECTOR_BYTES as u64))
             .arg(format!("--size={}", self.sectors * SECTOR_BYTES as u64))
             .args(arguments)
+            // Where it leaves the state files that nobody wants.
+            .current_dir(std::env::temp_dir())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -147,7 +147,8 @@ fn a_journal_without_its_image_is_an_error_that_says_what_to_do() {
         journal.record(&[range(0, 1)]).unwrap();
     }
     let file = File::options().write(true).open(&image).unwrap();
-    for length in [SIZE - 1, SIZE + 1, 0] {
+    // One that is too long is not refused but cut: what a guest flushed must not become unreachable over it.
+    for length in [SIZE - 1, 0] {
         file.set_len(length).unwrap();
         let error = refused(begin(root.path()));
         assert_eq!(error.errno(), errno::EIO);

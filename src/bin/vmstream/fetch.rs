@@ -48,11 +48,15 @@ pub struct FetchArgs {
 pub fn run(args: &FetchArgs) -> Result<Outcome> {
     let stop = Arc::new(AtomicI32::new(0));
     let seen = stop.clone();
+    let opening = signals::Opening::default();
+    let opened = opening.clone();
     signals::handle(move |event| {
+        opening.end_on(event);
         if let signals::Event::Stop(signal) = event {
             seen.store(signal, Ordering::Release);
         }
     })?;
+    let mut reporter = Reporter::new(args.json_status.clone(), args.progress)?;
     let mut options = vec![
         format!("source={}", args.url),
         format!("file={}", args.output.display()),
@@ -62,12 +66,12 @@ pub fn run(args: &FetchArgs) -> Result<Outcome> {
     ];
     options.extend(args.options.iter().cloned());
     let image = Image::open(&options)?;
-    let mut reporter = Reporter::new(args.json_status.clone(), args.progress);
+    opened.done();
     let mut reported: Option<Instant> = None;
     while !image.is_complete() {
         let signal = stop.load(Ordering::Acquire);
         if signal != 0 {
-            reporter.report(&image)?;
+            reporter.report(&image);
             drop(reporter);
             image.close()?;
             log::warn!("{} is not complete; the same command goes on from here", args.output.display());
@@ -75,7 +79,7 @@ pub fn run(args: &FetchArgs) -> Result<Outcome> {
         }
         if reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
             reported = Some(Instant::now());
-            reporter.report(&image)?;
+            reporter.report(&image);
             if image.stats().failed {
                 let why = image.last_error().unwrap_or_default();
                 let text = format!("{} cannot be completed: {why}", args.output.display());
@@ -84,7 +88,7 @@ pub fn run(args: &FetchArgs) -> Result<Outcome> {
         }
         thread::sleep(LOOK_EVERY);
     }
-    reporter.report(&image)?;
+    reporter.report(&image);
     drop(reporter);
     image.finish()?;
     Ok(Outcome::Done)

@@ -74,12 +74,18 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
     check_directory(&args.dir)?;
     let (news, inbox) = channel();
     let sender = news.clone();
-    signals::handle(move |event| drop(sender.send(News::Signal(event))))?;
+    let opening = signals::Opening::default();
+    let opened = opening.clone();
+    signals::handle(move |event| {
+        opening.end_on(event);
+        drop(sender.send(News::Signal(event)));
+    })?;
 
+    let mut reporter = Reporter::new(args.json_status.clone(), args.progress)?;
     let parking = Arc::new(Parking::default());
     let image = open(args, &parking)?;
-    let mut reporter = Reporter::new(args.json_status.clone(), args.progress);
-    reporter.report(&image)?;
+    opened.done();
+    reporter.report(&image);
 
     let disk = Disk::new(image.clone(), parking, args.read_only);
     let mut session = Session::new(disk, &args.dir, &session_config(args, &image))
@@ -102,11 +108,11 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
                     detach(&args.dir);
                 }
             }
-            Ok(News::Signal(signals::Event::Report)) | Err(RecvTimeoutError::Timeout) => reporter.report(&image)?,
+            Ok(News::Signal(signals::Event::Report)) | Err(RecvTimeoutError::Timeout) => reporter.report(&image),
             Err(RecvTimeoutError::Disconnected) => break Ok(()),
         }
     };
-    reporter.report(&image)?;
+    reporter.report(&image);
     drop(reporter);
     close(image)?;
     ended.map_err(|e| Error::io(format_args!("the mount on {} ended", args.dir.display()), e))?;

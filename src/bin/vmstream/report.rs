@@ -47,16 +47,23 @@ pub struct Reporter {
     meter: Meter,
     arrived: (Instant, u64),
     waiting_since: Option<Instant>,
+    /// The status file could not be written, and that was said.
+    refused: bool,
 }
 
 impl Reporter {
-    /// A reporter into `file`, if there is one, and on a terminal, if standard error is one or `forced`.
-    pub fn new(file: Option<PathBuf>, forced: bool) -> Self {
-        Self { file, meter: Meter::new(forced), arrived: (Instant::now(), 0), waiting_since: None }
+    /// A reporter into `file`, if there is one, and on a terminal, if standard error is one or `forced`. Fails when the
+    /// file cannot be written, so that a slip on the command line shows before anything else is done.
+    pub fn new(file: Option<PathBuf>, forced: bool) -> Result<Self> {
+        if let Some(file) = &file {
+            files::replace(file, "{}\n")?;
+        }
+        Ok(Self { file, meter: Meter::new(forced), arrived: (Instant::now(), 0), waiting_since: None, refused: false })
     }
 
-    /// Reports the present state.
-    pub fn report(&mut self, image: &Image) -> Result<()> {
+    /// Reports the present state. A status file that cannot be written any more (a full disk, a directory that went
+    /// away) is said once and tried again: a guest must not lose its disk over it.
+    pub fn report(&mut self, image: &Image) {
         let stats = image.stats();
         let now = Instant::now();
         let (before, bytes) = std::mem::replace(&mut self.arrived, (now, stats.bytes_fetched));
@@ -73,9 +80,14 @@ impl Reporter {
             image_bytes: stats.size,
             stall: self.waiting_since.map(|since| now.duration_since(since)),
         });
-        match &self.file {
-            Some(file) => files::replace(file, &text(image, &stats)?),
-            None => Ok(()),
+        let Some(file) = &self.file else { return };
+        match text(image, &stats).and_then(|text| files::replace(file, &text)) {
+            Ok(()) => self.refused = false,
+            Err(error) if !self.refused => {
+                self.refused = true;
+                log::warn!("{error}; trying again");
+            }
+            Err(_) => {}
         }
     }
 }

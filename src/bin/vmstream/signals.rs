@@ -3,6 +3,8 @@
 //! One thread waits for the signals and calls back as an ordinary thread, so what it calls may lock, allocate and
 //! block. The thread lives until the process ends.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -67,6 +69,28 @@ pub fn handle(mut on_event: impl FnMut(Event) + Send + 'static) -> Result<()> {
     };
     thread::Builder::new().name("signals".into()).spawn(wait).map_err(|e| Error::io("cannot start a thread", e))?;
     Ok(())
+}
+
+/// The time in which an image is being opened. Nothing is mounted yet and nothing can be lost, and opening waits for
+/// an origin that may not be there: so the first signal ends the process at once.
+#[derive(Clone, Default)]
+pub struct Opening(Arc<AtomicBool>);
+
+impl Opening {
+    /// The image is open.
+    pub fn done(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Ends the process if `event` asks for a stop while the image is being opened.
+    pub fn end_on(&self, event: Event) {
+        if let Event::Stop(signal) = event
+            && !self.0.load(Ordering::Acquire)
+        {
+            log::warn!("ended before the image was open");
+            std::process::exit(exit_code(signal).into());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -221,6 +221,10 @@ impl Filesystem for Disk {
             self.passing.direct.fetch_sub(1, Ordering::AcqRel);
         } else {
             lock(&self.passing.backing).remove(&handle.0);
+            // The kernel wrote to the local file itself, without our rules.
+            if let Err(error) = self.image.tidy_local() {
+                log::error!("{error}");
+            }
         }
         reply.ok();
     }
