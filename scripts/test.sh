@@ -113,8 +113,10 @@ for name in "${stages[@]}"; do
     declare -F "stage_$name" >/dev/null || { echo "test.sh: no stage '$name'" >&2; exit 2; }
     echo "=== $name"
     status=0
+    # Made before its reader starts, which might be the first of the two to look.
+    : >"$work/log"
     # In a shell of its own with -e: a function whose result is tested would run on after a failed command.
-    (trap - EXIT; set -e; "stage_$name") >"$work/log" 2>&1 &
+    (trap - EXIT; set -e; "stage_$name") >>"$work/log" 2>&1 &
     pid=$!
     tail --pid=$pid -n +1 -s 0.2 -f "$work/log"
     wait $pid || status=$?
