@@ -299,7 +299,7 @@ impl Image {
         let shared = &self.engine.shared;
         let counters = &shared.counters;
         let now = Moment::now();
-        let mut stats = self.engine.with_planner(|planner| {
+        let mut stats = self.engine.look(|planner| {
             let tally = planner.tally(now);
             Stats {
                 demand_fetches: tally.demand_fetches,
@@ -350,15 +350,15 @@ impl Image {
         match key {
             "prefetch" => {
                 let prefetch = Prefetch::parse(key, value)?;
-                self.engine.with_planner(|p| p.set_prefetch(prefetch));
+                self.engine.change(|p| p.set_prefetch(prefetch));
             }
             "fill" => {
                 let on = parse_switch(key, value)?;
-                self.engine.with_planner(|p| p.set_fill(on));
+                self.engine.change(|p| p.set_fill(on));
             }
             "error_after" => {
                 let limit = Some(parse_duration(key, value)?).filter(|d| !d.is_zero());
-                self.engine.with_planner(|p| p.set_error_after(limit));
+                self.engine.change(|p| p.set_error_after(limit));
             }
             _ => {
                 return Err(Error::option(

@@ -45,6 +45,17 @@ impl<'a> Landing<'a> {
         self.shared.gate.geometry().length(BlockRange::one(self.next)) as usize
     }
 
+    /// The whole blocks among the next `length` bytes of the fetch; none while the beginning of one is carried.
+    fn whole_blocks(&self, length: u64) -> BlockRange {
+        if !self.carry.is_empty() {
+            return BlockRange { start: self.next, end: self.next };
+        }
+        let geometry = self.shared.gate.geometry();
+        let end = (self.next.0 << geometry.block_shift()).saturating_add(length);
+        let last = if end >= geometry.size() { geometry.blocks() } else { end >> geometry.block_shift() };
+        BlockRange { start: self.next, end: Block(last).min(self.job.range.end).max(self.next) }
+    }
+
     /// Lands whole blocks from `next` on.
     fn land(&mut self, range: BlockRange, load: Load<'_>) -> Result<(), Stop> {
         let shared = self.shared;
@@ -118,17 +129,13 @@ impl Sink for Landing<'_> {
             if self.is_whole() {
                 return Err(Stop); // more than was asked for
             }
-            if self.carry.is_empty() {
-                // All whole blocks at once, straight from the source's buffer.
-                let end = (self.next.0 << geometry.block_shift()) + bytes.len() as u64;
-                let last = if end >= geometry.size() { geometry.blocks() } else { end >> geometry.block_shift() };
-                let range = BlockRange { start: self.next, end: Block(last).min(self.job.range.end).max(self.next) };
-                if !range.is_empty() {
-                    let (now, later) = bytes.split_at(geometry.length(range) as usize);
-                    self.land(range, Load::Bytes(now))?;
-                    bytes = later;
-                    continue;
-                }
+            let range = self.whole_blocks(bytes.len() as u64);
+            if !range.is_empty() {
+                // All at once, straight from the source's buffer.
+                let (now, later) = bytes.split_at(geometry.length(range) as usize);
+                self.land(range, Load::Bytes(now))?;
+                bytes = later;
+                continue;
             }
             let (now, later) = bytes.split_at(bytes.len().min(self.block_length() - self.carry.len()));
             self.carry.extend_from_slice(now);
@@ -146,16 +153,11 @@ impl Sink for Landing<'_> {
             if self.is_whole() {
                 return Err(Stop);
             }
-            if self.carry.is_empty() {
-                let from = self.next.0 << geometry.block_shift();
-                let end = from.saturating_add(length);
-                let last = if end >= geometry.size() { geometry.blocks() } else { end >> geometry.block_shift() };
-                let range = BlockRange { start: self.next, end: Block(last).min(self.job.range.end).max(self.next) };
-                if !range.is_empty() {
-                    length -= geometry.length(range);
-                    self.land(range, Load::Zeroes)?;
-                    continue;
-                }
+            let range = self.whole_blocks(length);
+            if !range.is_empty() {
+                length -= geometry.length(range);
+                self.land(range, Load::Zeroes)?;
+                continue;
             }
             let part = (length as usize).min(self.block_length() - self.carry.len());
             self.carry.resize(self.carry.len() + part, 0);

@@ -306,11 +306,15 @@ impl Engine {
         lock(&self.threads).push(thread);
     }
 
-    /// Runs `look` with the planner, between two turns.
-    pub fn with_planner<T>(&self, look: impl FnOnce(&mut Planner) -> T) -> T {
-        let result = look(&mut lock(&self.shared.core).planner);
+    /// Looks at the planner, between two turns.
+    pub fn look<T>(&self, look: impl FnOnce(&Planner) -> T) -> T {
+        look(&lock(&self.shared.core).planner)
+    }
+
+    /// Changes the planner, between two turns, and has it decide anew.
+    pub fn change(&self, change: impl FnOnce(&mut Planner)) {
+        change(&mut lock(&self.shared.core).planner);
         self.shared.poke_engine();
-        result
     }
 
     /// True where completions are given: on the engine's threads and on the one that is stopping them.

@@ -121,7 +121,7 @@ pub struct Gate {
     notes_wanted: AtomicBool,
     /// First touches of resident blocks so far.
     first_hits: AtomicU64,
-    /// The gate's epoch of close: callers inside the blocking form.
+    /// Callers inside the blocking form.
     sleepers: AtomicU32,
 }
 

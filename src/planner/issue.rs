@@ -191,10 +191,7 @@ impl Planner {
                 }
             }
         }
-        if !self.fill_on {
-            return None;
-        }
-        if self.fill.is_done() {
+        if !self.fill_on || self.fill.is_done() {
             return None;
         }
         let all = self.geometry.all();

@@ -167,7 +167,7 @@ impl Planner {
         }
         if self.failed && self.flights.len() == 0 {
             // The source can never answer again and nothing is on its way: nobody shall wait for it.
-            actions.extend(self.demand.give_up(now).into_iter().map(|id| Action::Complete(id, -errno::EIO)));
+            self.give_up(now, actions);
         }
         for id in self.ready.drain(..) {
             actions.push(Action::Complete(id, 0));
@@ -216,6 +216,11 @@ impl Planner {
         }
     }
 
+    /// Answers with -EIO whoever has waited for an arrival since `before`.
+    fn give_up(&mut self, before: Moment, actions: &mut Vec<Action>) {
+        actions.extend(self.demand.give_up(before).into_iter().map(|id| Action::Complete(id, -errno::EIO)));
+    }
+
     fn count_stall(&mut self, now: Moment) {
         match (self.stall_began, self.demand.oldest().is_some()) {
             (None, true) => self.stall_began = Some(now),
@@ -234,8 +239,7 @@ impl Planner {
             && let Some(oldest) = self.demand.oldest()
         {
             if now.since(oldest) >= limit {
-                actions
-                    .extend(self.demand.give_up(now - limit).into_iter().map(|id| Action::Complete(id, -errno::EIO)));
+                self.give_up(now - limit, actions);
                 self.count_stall(now);
             }
             if let Some(oldest) = self.demand.oldest() {

@@ -10,13 +10,11 @@ use clap::Args;
 use vmstream::Image;
 use vmstream::error::{Error, Result, errno};
 
-use crate::report::Reporter;
+use crate::report::{REPORT_EVERY, ReportArgs, Reporter};
 use crate::{Outcome, signals};
 
 /// How often to look whether the image is complete.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// How often progress and status are renewed.
-const REPORT_EVERY: Duration = Duration::from_millis(500);
 
 /// Fetch a whole image into FILE, going on where an earlier run stopped
 ///
@@ -35,13 +33,8 @@ pub struct FetchArgs {
     #[arg(long = "option", value_name = "KEY=VALUE")]
     pub options: Vec<String>,
 
-    /// Keep the state in this file, as one JSON object that is replaced about twice a second
-    #[arg(long, value_name = "FILE")]
-    pub json_status: Option<PathBuf>,
-
-    /// Show progress even when standard error is no terminal
-    #[arg(long)]
-    pub progress: bool,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 /// Fetches until the image is complete or a signal ends it.
@@ -56,7 +49,7 @@ pub fn run(args: &FetchArgs) -> Result<Outcome> {
             seen.store(signal, Ordering::Release);
         }
     })?;
-    let mut reporter = Reporter::new(args.json_status.clone(), args.progress)?;
+    let mut reporter = Reporter::new(&args.report)?;
     let mut options = vec![
         format!("source={}", args.url),
         format!("file={}", args.output.display()),

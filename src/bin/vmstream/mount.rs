@@ -16,15 +16,13 @@ use fuser::{MountOption, Session, SessionACL};
 use vmstream::Image;
 use vmstream::error::{Error, Result, errno};
 
-use crate::report::Reporter;
+use crate::report::{REPORT_EVERY, ReportArgs, Reporter};
 use crate::{Outcome, signals};
 use disk::{Disk, NAME};
 use parked::Parking;
 
 /// Threads that take requests from the kernel. They never wait for the network, so a few are enough.
 const SESSION_THREADS: usize = 4;
-/// How often progress and status are renewed.
-const REPORT_EVERY: Duration = Duration::from_millis(500);
 
 /// Mount a disk image that lies on a web server as the file DIR/disk
 ///
@@ -54,13 +52,8 @@ pub struct MountArgs {
     #[arg(long = "option", value_name = "KEY=VALUE")]
     pub options: Vec<String>,
 
-    /// Keep the state in this file, as one JSON object that is replaced about twice a second
-    #[arg(long, value_name = "FILE")]
-    pub json_status: Option<PathBuf>,
-
-    /// Show progress even when standard error is no terminal
-    #[arg(long)]
-    pub progress: bool,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 enum News {
@@ -81,7 +74,7 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
         drop(sender.send(News::Signal(event)));
     })?;
 
-    let mut reporter = Reporter::new(args.json_status.clone(), args.progress)?;
+    let mut reporter = Reporter::new(&args.report)?;
     let parking = Arc::new(Parking::default());
     let image = open(args, &parking)?;
     opened.done();

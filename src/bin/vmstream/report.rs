@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use serde::Serialize;
 use vmstream::Image;
 use vmstream::error::{Error, Result};
@@ -41,6 +42,21 @@ struct Status {
     last_error: Option<String>,
 }
 
+/// How often progress and status are renewed.
+pub const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// Where a command reports to.
+#[derive(Args)]
+pub struct ReportArgs {
+    /// Keep the state in this file, as one JSON object that is replaced about twice a second
+    #[arg(long, value_name = "FILE")]
+    pub json_status: Option<PathBuf>,
+
+    /// Show progress even when standard error is no terminal
+    #[arg(long)]
+    pub progress: bool,
+}
+
 /// Reports to a terminal and a file.
 pub struct Reporter {
     file: Option<PathBuf>,
@@ -52,13 +68,20 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter into `file`, if there is one, and on a terminal, if standard error is one or `forced`. Fails when the
-    /// file cannot be written, so that a slip on the command line shows before anything else is done.
-    pub fn new(file: Option<PathBuf>, forced: bool) -> Result<Self> {
+    /// A reporter as the command line wants it. Fails when the status file cannot be written, so that a slip shows
+    /// before anything else is done.
+    pub fn new(args: &ReportArgs) -> Result<Self> {
+        let file = args.json_status.clone();
         if let Some(file) = &file {
             files::replace(file, "{}\n")?;
         }
-        Ok(Self { file, meter: Meter::new(forced), arrived: (Instant::now(), 0), waiting_since: None, refused: false })
+        Ok(Self {
+            file,
+            meter: Meter::new(args.progress),
+            arrived: (Instant::now(), 0),
+            waiting_since: None,
+            refused: false,
+        })
     }
 
     /// Reports the present state. A status file that cannot be written any more (a full disk, a directory that went
