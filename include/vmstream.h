@@ -27,7 +27,8 @@
  *   ----------------------------------+-------+----------------------------------------------------
  *   vms_block_needed, vms_block_done  | any   | never
  *   vms_block_wait, vms_flush         | any   | until ready; sleeps on a futex
- *   vms_fd, vms_size, vms_block_size  | any   | never
+ *   vms_fd, vms_size, vms_block_size, | any   | never
+ *   vms_resident                      |       |
  *   vms_reap, vms_event_fd            | full  | never
  *   vms_get_stats, vms_get_forecast,  | full  | for microseconds
  *   vms_set, vms_mark, vms_link_error |       |
@@ -332,6 +333,16 @@ int32_t vms_block_wait(const struct vms_image *image, int32_t op, uint64_t offse
  * 0 or -EINVAL. As frugal as vms_block_needed.
  */
 int32_t vms_block_done(const struct vms_image *image, int32_t op, uint64_t offset, uint64_t length, int32_t result);
+
+/**
+ * Tells extents: 1 when the byte at offset is resident, 0 when it is not, and in *run how many bytes from there on,
+ * at most length, are of the same kind.
+ *
+ * Asks for nothing, and the guest's touch it is not. What is resident stays so; the rest may come at any moment. What
+ * is not resident is data nobody has seen yet: do not call it a hole or zero. Returns -EINVAL for NULL and for a range
+ * outside the image. As frugal as vms_block_needed.
+ */
+int32_t vms_resident(const struct vms_image *image, uint64_t offset, uint64_t length, uint64_t *run);
 
 /**
  * Makes every write that was done before this call durable. Blocks until it is.

@@ -26,6 +26,10 @@ test:shellcheck:shellcheck
 test:mandoc:mandoc
 test:valgrind:valgrind
 test:debugfs:e2fsprogs
+test:depmod:kmod
+test:qemu-system-x86_64:qemu-system-x86
+test:qemu-storage-daemon:qemu-system-common
+test:qemu-io:qemu-utils
 "
 
 [ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test ..." >&2; exit 2; }
@@ -66,4 +70,13 @@ echo "installing ${missing[*]}" >&2
 export DEBIAN_FRONTEND=noninteractive
 install() { apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null >&2; }
 # The package lists may be fresh enough; only when they are not does the update cost its time.
-install || { apt-get update -q >&2 && install; }
+install || { apt-get update -q >&2 && install; } || {
+    # Emulator and tools of QEMU come from one release or not at all: where the tools are a newer one's, from
+    # backports say, the release's own emulator wants them back.
+    [[ " ${missing[*]} " = *" qemu-system-x86 "* ]] || exit 1
+    release=$(apt-cache policy qemu-system-x86 | awk '/Candidate:/ { print $2 }')
+    tools=$(apt-cache madison qemu-utils | awk -v like="${release%%+*}" 'index($3, like) == 1 { print $3; exit }')
+    echo "install-deps.sh: trying again with qemu-utils $tools beside qemu-system-x86 $release" >&2
+    missing+=("qemu-utils=$tools")
+    apt-get install -y -q --no-install-recommends --allow-downgrades "${missing[@]}" </dev/null >&2
+}

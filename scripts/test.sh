@@ -71,7 +71,7 @@ C
 }
 
 stage_scripts() {
-    shellcheck -x scripts/*.sh tests/system/*.sh .ci/run
+    shellcheck -x scripts/*.sh tests/system/*.sh tests/system/routes/*.sh .ci/run
     [ ! -d tests/c ] || find tests/c -name '*.sh' -exec shellcheck -x {} +
 }
 

@@ -169,6 +169,18 @@ impl Image {
         self.gate().is_known(op, offset, length)
     }
 
+    /// Whether the byte at `offset` is resident, and how many bytes from there on, at most `length`, are of the same
+    /// kind: what a driver needs to tell extents. Asks for nothing, and is no touch. Resident bytes stay resident; the
+    /// others may come at any moment. Errors: EINVAL (outside the image).
+    pub fn resident(&self, offset: u64, length: u64) -> Result<(bool, u64)> {
+        self.gate().resident(offset, length).map_err(|code| self.fault(code, Op::Read, offset, length))
+    }
+
+    /// The same with a plain error number.
+    pub fn resident_raw(&self, offset: u64, length: u64) -> std::result::Result<(bool, u64), i32> {
+        self.gate().resident(offset, length)
+    }
+
     /// Says that a write or discard that was ready has ended; `written` is false when it failed.
     pub fn block_done(&self, op: Op, offset: u64, length: u64, written: bool) -> Result<()> {
         self.gate().done(op, offset, length, written).map_err(|code| self.fault(code, op, offset, length))

@@ -160,6 +160,31 @@ pub unsafe extern "C" fn vms_block_done(
     })
 }
 
+/// Tells extents: 1 when the byte at offset is resident, 0 when it is not, and in *run how many bytes from there on,
+/// at most length, are of the same kind.
+///
+/// Asks for nothing, and the guest's touch it is not. What is resident stays so; the rest may come at any moment. What
+/// is not resident is data nobody has seen yet: do not call it a hole or zero. Returns -EINVAL for NULL and for a range
+/// outside the image. As frugal as vms_block_needed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vms_resident(image: *const vms_image, offset: u64, length: u64, run: *mut u64) -> i32 {
+    guard(|| {
+        // SAFETY: a live handle or NULL, as the header demands.
+        let Some(image) = (unsafe { handle(image) }) else { return -errno::EINVAL };
+        if run.is_null() {
+            return -errno::EINVAL;
+        }
+        match image.resident_raw(offset, length) {
+            Ok((resident, bytes)) => {
+                // SAFETY: not NULL, and the caller's to write to.
+                unsafe { run.write(bytes) };
+                resident.into()
+            }
+            Err(code) => -code,
+        }
+    })
+}
+
 /// Makes every write that was done before this call durable. Blocks until it is.
 ///
 /// The form that does not block is vms_block_needed with VMS_FLUSH. Returns 0 or a negative errno: -EIO or -ENOSPC mean

@@ -18,7 +18,7 @@ pub use ring::{Entry, Ring};
 pub use signal::{ENGINE_SEAT, SEATS, Signal};
 pub use states::{Look, State, States};
 
-use crate::block::{BlockRange, Geometry};
+use crate::block::{Block, BlockRange, Geometry};
 use crate::config::Config;
 use crate::error::{Result, errno};
 use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence, pause};
@@ -170,6 +170,28 @@ impl Gate {
         (op == Op::Read || (op != Op::Flush && !self.read_only))
             && self.geometry.contains(offset, length)
             && self.states.is_known(self.geometry.touched(offset, length))
+    }
+
+    /// Whether the byte at `offset` is resident, and how many bytes from there on, at most `length`, are of the same
+    /// kind. Asks for nothing and notes nothing. `Err` is EINVAL for a range outside the image.
+    pub fn resident(&self, offset: u64, length: u64) -> std::result::Result<(bool, u64), i32> {
+        if !self.geometry.contains(offset, length) {
+            return Err(errno::EINVAL);
+        }
+        let blocks = self.geometry.touched(offset, length);
+        let Some(first) = blocks.iter().next() else { return Ok((true, 0)) };
+        let until = |other: Option<Block>| {
+            let end = other.map_or(offset + length, |block| self.geometry.offset(BlockRange::new(block.0, block.0)));
+            end.clamp(offset, offset + length) - offset
+        };
+        if self.states.state(first) != State::Resident {
+            let absent = until(self.states.first_resident(blocks));
+            if absent > 0 {
+                return Ok((false, absent));
+            }
+            // The first block has become resident between the two looks, and stays so.
+        }
+        Ok((true, until(self.states.first_missing(blocks))))
     }
 
     /// The blocking form: returns when the range is ready. `Err` is a positive errno.

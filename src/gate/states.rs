@@ -137,6 +137,11 @@ impl States {
         self.first(range, |word, mask| mask & !having(word, mask, RESIDENT))
     }
 
+    /// The first block of `range` that is resident.
+    pub fn first_resident(&self, range: BlockRange) -> Option<Block> {
+        self.first(range, |word, mask| having(word, mask, RESIDENT))
+    }
+
     /// The first block of `range` that is absent.
     pub fn first_absent(&self, range: BlockRange) -> Option<Block> {
         self.first(range, |word, mask| having(word, mask, 0))
@@ -426,6 +431,7 @@ mod tests {
                 prop_assert_eq!(s.is_known(r), want == Look::Known);
                 let first = |f: &dyn Fn(State) -> bool| r.iter().find(|b| f(model[b.0 as usize]));
                 prop_assert_eq!(s.first_missing(r), first(&|s| s != State::Resident));
+                prop_assert_eq!(s.first_resident(r), first(&|s| s == State::Resident));
                 prop_assert_eq!(s.first_absent(r), first(&|s| s == State::Absent));
                 prop_assert_eq!(s.first_present(r), first(&|s| s != State::Absent));
             }

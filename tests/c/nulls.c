@@ -16,6 +16,7 @@ int main(void)
     vms_stats stats = { .struct_size = sizeof stats };
     vms_forecast forecast = { .struct_size = sizeof forecast };
     char text[8];
+    uint64_t run;
 
     CHECK(vms_open(NULL, NULL, &image) == -EINVAL && image == NULL);
     CHECK(strstr(vms_last_error(), "options"));
@@ -27,6 +28,7 @@ int main(void)
     CHECK(vms_block_wait(NULL, VMS_READ, 0, 1) == -EINVAL);
     CHECK(vms_block_done(NULL, VMS_WRITE, 0, 1, 0) == -EINVAL);
     CHECK(vms_flush(NULL) == -EINVAL);
+    CHECK(vms_resident(NULL, 0, 1, &run) == -EINVAL);
     CHECK(vms_fd(NULL) == -EINVAL);
     CHECK(vms_map(NULL) == NULL);
     CHECK(vms_size(NULL) == 0);
@@ -52,6 +54,9 @@ int main(void)
     CHECK(vms_set(image, NULL) == -EINVAL);
     CHECK(vms_link_error(image, NULL, 1) == -EINVAL);
     CHECK(vms_link_error(image, NULL, 0) == 0);
+    CHECK(vms_resident(image, 0, 1, NULL) == -EINVAL);
+    CHECK(vms_resident(image, 1 << 20, 1, &run) == -EINVAL);
+    CHECK(vms_resident(image, 1, UINT64_MAX, &run) == -EINVAL);
     CHECK(vms_block_needed(image, 4, 0, 1, 0) == -EINVAL);
     CHECK(vms_block_needed(image, -1, 0, 1, 0) == -EINVAL);
     CHECK(vms_block_needed(image, VMS_READ, 1 << 20, 1, 0) == -EINVAL);

@@ -147,7 +147,7 @@ try 'header: C++11' header_as "$CXX" c++ c++11
 try 'header: C++17' header_as "$CXX" c++ c++17
 try exports exports
 try 'dynamic section' dynamic_section
-for name in version nulls bad_options lifetimes struct_size errno event_fd full_ring retries threads reopen \
+for name in version nulls resident bad_options lifetimes struct_size errno event_fd full_ring retries threads reopen \
     close_pending close_in_callback silent_server signals killed_sleeper quiet fork; do
     try $name build_and_run $name
 done

@@ -67,18 +67,10 @@ need_fuse() {
 need_root() { [ "$(id -u)" = 0 ] || skip "needs root to $1"; }
 need_command() { command -v "$1" >/dev/null || skip "no $1 (Debian package $2)"; }
 
-# boot NAME DISK OPTIONS...: a guest's job; the console in $work/NAME.console. A failed job fails a check.
-boot() {
-    local name=$1
-    shift
-    check "the guest of '$name' boots, works and powers off" run_guest "$name" "$@"
-}
-run_guest() {
-    local name=$1 status=0
-    shift
-    "$root/scripts/uml.sh" "$@" >"$work/$name.console" || status=$?
-    [ $status = 0 ] || { echo "exit status $status"; tail -n 12 "$work/$name.console"; return 1; }
-}
+# run_uml, run_qemu OPTIONS...: a machine, in place of the (sub)shell that says so: its end is the shell's, and a
+# signal to the shell's process reaches the script, which then kills its machine.
+run_uml() { exec "$root/scripts/uml.sh" "$@"; }
+run_qemu() { exec "$root/scripts/qemu.sh" "$@"; }
 
 # source_image FILE MIB: noise with holes of zeroes between, the same on every run: an AES key stream.
 source_image() {

@@ -1,24 +1,26 @@
 #!/bin/bash
 # run.sh [NAME...]: runs the system tests (all, or those named) one after the other and sums up.
 #
-# Each test is tests/system/NAME.sh. The last line reads "N passed, N failed, N skipped"; skipped tests are
+# Each test is tests/system/NAME.sh; a name with a colon, matrix:ROUTE, is the argument of one. The last line reads "N passed, N failed, N skipped"; skipped tests are
 # named with their reason before it. Exit status 1 when one failed.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 names=("$@")
-[ ${#names[@]} -gt 0 ] || names=(boot fio link-cut diskfull kill9)
+[ ${#names[@]} -gt 0 ] || names=(matrix:fuse-uml fio link-cut diskfull kill9)
 # No test may hang the run: the longest takes about five minutes.
 limit_s=900
 
 passed=0 failed=0
 skips=()
 for name in "${names[@]}"; do
-    [ -x "$here/$name.sh" ] || { echo "run.sh: no test '$name' in $here" >&2; exit 2; }
+    script=$here/${name%%:*}.sh argument=()
+    [ "${name%%:*}" = "$name" ] || argument=("${name#*:}")
+    [ -x "$script" ] || { echo "run.sh: no test '$name' in $here" >&2; exit 2; }
     echo "== $name"
     log=$(mktemp)
     status=0
-    timeout --kill-after=30 $limit_s "$here/$name.sh" 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
+    timeout --kill-after=30 $limit_s "$script" ${argument[@]+"${argument[@]}"} 2>&1 | tee "$log" || status=${PIPESTATUS[0]}
     case $status in
         0) passed=$((passed + 1)) ;;
         77) skips+=("$(grep '^SKIP' "$log" | tail -n 1)") ;;

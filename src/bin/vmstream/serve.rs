@@ -6,13 +6,14 @@
 //! | [`range`], [`conditions`] | what RFC 9110 says of Range, If-Range and their kin; pure |
 //! | [`answer`] | a request becomes a response |
 //! | [`content`] | bodies: files read in pieces |
-//! | [`exchange`], [`stats`] | access log and counters |
+//! | [`exchange`], [`access`], [`stats`] | what is logged and counted |
 //! | [`link`] | the pacing model; pure |
 //! | [`shaped`], [`alarm`] | a connection on the shaped link, and exact timers |
 //!
 //! This file has the arguments, accepts connections and ends them. It is an origin for demonstrations, tests and
 //! small groups: HTTP/1.1 without TLS, no limits by client. What it serves works from any web server as well.
 
+mod access;
 mod alarm;
 mod answer;
 mod conditions;
@@ -46,6 +47,7 @@ use vmstream::error::{Error, Result};
 
 use crate::signals::{self, Event};
 use crate::{Outcome, parse_with};
+use access::AccessLog;
 use answer::Site;
 use link::Shape;
 use shaped::{Shaped, SharedLink};
@@ -107,6 +109,10 @@ pub struct ServeArgs {
     /// Write statistics to this file at the end and on SIGUSR1, as JSON
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
+
+    /// Log each answer to this file, with times in microseconds
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
 }
 
 fn window(text: &str) -> std::result::Result<usize, String> {
@@ -174,6 +180,7 @@ impl Server<'_> {
             Error::io(format_args!("cannot listen on {} (give another ADDR:PORT with --listen)", args.listen), e)
         })?;
         let address = listener.local_addr().map_err(|e| Error::io("cannot read the address listened on", e))?;
+        let access = args.access_log.as_deref().map(AccessLog::create).transpose()?.map(Arc::new);
         let stats = Arc::new(Stats::default());
         let shape = args.shape();
         let link = if shape.is_plain() {
@@ -181,7 +188,7 @@ impl Server<'_> {
         } else {
             Some(Arc::new(SharedLink::new(shape).map_err(|e| Error::io("cannot start the link's thread", e))?))
         };
-        let server = Server { args, site: Arc::new(Site::new(tree, stats.clone())), stats, link };
+        let server = Server { args, site: Arc::new(Site::new(tree, stats.clone(), access)), stats, link };
         server.announce(address)?;
         server.accept(listener, ordered).await;
         server.report()

@@ -14,6 +14,7 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode, Version};
 use rustix::io::Errno;
 
+use super::access::AccessLog;
 use super::conditions::{Validators, Verdict, judge};
 use super::content::{Buffers, Content};
 use super::exchange::Exchange;
@@ -26,13 +27,14 @@ use super::tree::{self, Entry, Listed, Malformed, Name, Stamp, Tree};
 pub struct Site {
     tree: Arc<Tree>,
     stats: Arc<Stats>,
+    access: Option<Arc<AccessLog>>,
     buffers: Arc<Buffers>,
 }
 
 impl Site {
-    /// A site that serves `tree` and counts in `stats`.
-    pub fn new(tree: Tree, stats: Arc<Stats>) -> Self {
-        Self { tree: Arc::new(tree), stats, buffers: Arc::default() }
+    /// A site that serves `tree`, counts in `stats` and logs to `access`.
+    pub fn new(tree: Tree, stats: Arc<Stats>, access: Option<Arc<AccessLog>>) -> Self {
+        Self { tree: Arc::new(tree), stats, access, buffers: Arc::default() }
     }
 
     /// Answers one request; what goes wrong is an answer too.
@@ -43,7 +45,8 @@ impl Site {
             .headers()
             .get(RANGE)
             .map(|value| String::from_utf8_lossy(value.as_bytes()).escape_debug().to_string());
-        let exchange = Exchange::new(peer, method.clone(), path.clone(), range, self.stats.clone());
+        let exchange =
+            Exchange::new(peer, method.clone(), path.clone(), range, self.stats.clone(), self.access.clone());
         if method != Method::GET && method != Method::HEAD {
             let refusal = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here", exchange);
             return with(refusal, ALLOW, "GET, HEAD");

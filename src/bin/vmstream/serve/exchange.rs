@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use hyper::{Method, StatusCode};
 
+use super::access::AccessLog;
 use super::stats::{FileCount, Stats};
 
 /// A note that follows a request until its answer is sent or given up, and is then logged.
@@ -19,6 +20,7 @@ pub struct Exchange {
     range: Option<String>,
     began: Instant,
     stats: Arc<Stats>,
+    access: Option<Arc<AccessLog>>,
     /// Status of the answer.
     pub status: StatusCode,
     /// The file that is sent, if one is.
@@ -28,10 +30,17 @@ pub struct Exchange {
 
 impl Exchange {
     /// A request that came just now. `range` is its Range header, for the log.
-    pub fn new(peer: SocketAddr, method: Method, path: String, range: Option<String>, stats: Arc<Stats>) -> Self {
+    pub fn new(
+        peer: SocketAddr,
+        method: Method,
+        path: String,
+        range: Option<String>,
+        stats: Arc<Stats>,
+        access: Option<Arc<AccessLog>>,
+    ) -> Self {
         stats.request();
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        Self { peer, method, path, range, began: Instant::now(), stats, status, file: None, bytes: 0 }
+        Self { peer, method, path, range, began: Instant::now(), stats, access, status, file: None, bytes: 0 }
     }
 
     /// Counts bytes of the body.
@@ -54,6 +63,10 @@ impl fmt::Display for Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if let Some(access) = &self.access {
+            let (status, range) = (self.status.as_u16(), self.range.as_deref().unwrap_or("-"));
+            access.add(self.began, &format!("{status} {} {} {} {range}", self.bytes, self.method, self.path));
+        }
         log::info!("{self} in {:.1} ms", self.began.elapsed().as_secs_f64() * 1e3);
     }
 }
