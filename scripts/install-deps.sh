@@ -4,6 +4,7 @@
 #   build   what `make` needs beside Rust
 #   demo    what `make demo` needs: the guest's kernel, tools that make its disk, FUSE
 #   test    what `make test` needs on top of both
+#   qemu    what `make qemu` needs on top of build
 #
 # Nothing happens when all commands are found, so every script may call this first. Only missing packages are
 # installed, after at most one `apt-get update`. Without root or apt it says what to install and ends with 1.
@@ -30,9 +31,23 @@ test:depmod:kmod
 test:qemu-system-x86_64:qemu-system-x86
 test:qemu-storage-daemon:qemu-system-common
 test:qemu-io:qemu-utils
+qemu:dpkg-source:dpkg-dev
+qemu:patch:patch
+qemu:meson:meson
+qemu:ninja:ninja-build
+qemu:python3:python3
+qemu:/usr/include/glib-2.0/glib.h:libglib2.0-dev
+qemu:/usr/include/pixman-1/pixman.h:libpixman-1-dev
+qemu:/usr/include/libfdt.h:libfdt-dev
+qemu:/usr/include/zlib.h:zlib1g-dev
+qemu:/usr/include/libaio.h:libaio-dev
+qemu:/usr/include/liburing.h:liburing-dev
+qemu:/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
+qemu:/usr/share/qemu/linuxboot_dma.bin:qemu-system-data
+qemu:/usr/share/seabios/bios-256k.bin:seabios
 "
 
-[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|qemu ..." >&2; exit 2; }
 
 present() {
     case $1 in
