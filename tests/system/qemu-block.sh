@@ -8,12 +8,8 @@ set -euo pipefail
 # shellcheck source=tests/system/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-need_command python3 python3
 begin
-tools=$("$root/scripts/build-qemu.sh")/bin
-LD_LIBRARY_PATH=$("$root/scripts/stage.sh")/lib
-export PATH="$tools:$PATH" LD_LIBRARY_PATH
-qmp=$root/tests/system/qmp.py
+need_patched_qemu
 mib=$((1 << 20))
 
 mkdir "$work/published"
@@ -35,8 +31,21 @@ says() {
     ! "$@" >"$work/said" 2>&1 || { echo "it did not fail"; return 1; }
     grep -q -- "$text" "$work/said" || { cat "$work/said"; return 1; }
 }
-# disk CACHE [,OPTIONS]: the streamed image as --image-opts wants it.
+# disk CACHE [,OPTIONS], plain FILE: the streamed image, and a plain one, as --image-opts wants it.
 disk() { echo "driver=vmstream,url=$url,cache-dir=$work/$1${2-}"; }
+plain() { echo "driver=raw,file.driver=file,file.filename=$1"; }
+# object KEY VALUE...: a JSON object, values that are no objects being strings.
+object() {
+    local pairs=''
+    while [ $# -gt 0 ]; do
+        case $2 in
+            '{'* | true | false) pairs+=",\"$1\":$2" ;;
+            *) pairs+=",\"$1\":\"$2\"" ;;
+        esac
+        shift 2
+    done
+    echo "{${pairs#,}}"
+}
 
 # --- the same requests to a streamed image and to a plain one ---------------------------------------------------
 
@@ -79,7 +88,7 @@ both() {
     ! grep -iE 'error|failed|cannot|invalid' "$work/io.out" || return 1
     grep -q 'wrote' "$work/io.out" || { echo "qemu-io did nothing"; tail -n 3 "$work/io.out"; return 1; }
     # With the origin's link the same driver, without it the local file of what is here: both must say the same.
-    img compare --image-opts "$(disk "$cache")" "driver=raw,file.driver=file,file.filename=$work/expected.img"
+    img compare --image-opts "$(disk "$cache")" "$(plain "$work/expected.img")"
 }
 for block in 512 4096 65536; do
     check "all kinds of requests end as on a plain file, blocks of $block" both $block writeback
@@ -112,25 +121,63 @@ check "an image that ends inside a sector is not written" says "ends inside a se
 cp "$work/published/odd.img" "$work/padded.img"
 truncate -s %512 "$work/padded.img"
 check "but read to its end" img compare -f raw "$work/padded.img" "vmstream:${url_of[origin]}/odd.img"
-check "and converted" eval 'img convert -O raw "vmstream:${url_of[origin]}/odd.img" "$work/odd.raw" &&
-    cmp "$work/padded.img" "$work/odd.raw"'
+converts() { img convert -f raw -O raw "vmstream:${url_of[origin]}/odd.img" "$work/odd.raw" && cmp "$work/padded.img" "$work/odd.raw"; }
+check "and converted" converts
 
-zero_extents() { img map --output=json --image-opts "$(disk "$1")" >"$work/map.json" && grep -c '"zero": true' "$work/map.json" || true; }
+# Without filling, as it would go on behind the questions.
+zero_extents() {
+    img map --output=json --image-opts "$(disk "$1" ,fill=off)" >"$work/map.json"
+    grep -c '"zero": true' "$work/map.json" || true
+}
 same "nothing absent is a hole" 0 "$(zero_extents map)"
-check "a cold image is converted byte by byte" eval 'img convert -O raw --image-opts "$(disk convert)" "$work/converted.raw" &&
-    cmp "$source" "$work/converted.raw"'
-check "what has been fetched shows its holes" test "$(zero_extents convert)" -ge 3
-check "half of an image is converted right, holes or not" eval 'io --image-opts "$(disk half)" -c "read 0 16M" &&
-    img convert -O qcow2 --image-opts "$(disk half)" "$work/half.qcow2" && img compare "$work/half.qcow2" "$source"'
-check "compare notices a wrong byte" eval 'io --image-opts "$(disk half)" -c "write -P 1 20M 1" && fails img compare \
-    --image-opts "$(disk half)" "driver=raw,file.driver=file,file.filename=$source"'
+converts_cold() { img convert -O raw --image-opts "$(disk convert)" "$work/converted.raw" && cmp "$source" "$work/converted.raw"; }
+check "a cold image is converted byte by byte" converts_cold
+# A source that knows its holes does not send them.
+cp "$source" "$work/sparse.img"
+fallocate --dig-holes "$work/sparse.img"
+sparse() {
+    img convert -O raw --image-opts "driver=vmstream,url=file:$work/sparse.img,cache-dir=$work/holes" "$work/converted.raw" &&
+        cmp "$source" "$work/converted.raw"
+}
+check "neither is an image with holes" sparse
+check "whose holes are shown once they are known" test "$(url=file:$work/sparse.img zero_extents holes)" -ge 4
+zeroed() {
+    io -d unmap --image-opts "$(disk convert)" -c "write -z -u 8M 1M" -c "discard 12M 1M" -c "write -P 1 8400k 4k" &&
+        [ "$(zero_extents convert)" = 3 ]
+}
+check "zeroes that were written and discards are holes" zeroed
+check "and read so" io --image-opts "$(disk convert)" -c "read -P 0 8M 208k" -c "read -P 1 8400k 4k" -c "read -P 0 12M 1M"
+converts_half() {
+    io --image-opts "$(disk half ,fill=off)" -c "read 0 16M" &&
+        img convert -O qcow2 --image-opts "$(disk half ,fill=off)" "$work/half.qcow2" &&
+        img compare "$work/half.qcow2" -F raw "$source"
+}
+check "half of an image is converted right, holes or not" converts_half
+differs() {
+    io --image-opts "$(disk half)" -c "write -P 1 20M 1" &&
+        says "Content mismatch" img compare --image-opts "$(disk half)" "$(plain "$source")"
+}
+check "compare notices a wrong byte" differs
 
 # --- what qemu-img makes of it ----------------------------------------------------------------------------------
 
-check "dd copies a part" eval 'img dd -f raw -O raw bs=1M skip=3 count=5 "if=vmstream:$url" "of=$work/dd.raw" &&
-    cmp -n $((2 * mib)) -i $((3 * mib)):0 "$source" "$work/dd.raw"'
-check "info tells size and block size" eval 'img info "vmstream:$url" | tee /dev/stderr | grep -q "virtual size: 32 MiB"'
-check "measure knows what a copy takes" eval 'img measure -O qcow2 --image-opts "$(disk convert)" | grep -q "required size"'
+# prints TEXT COMMAND...: the command succeeds, and prints that.
+prints() {
+    local text=$1
+    shift
+    if ! "$@" >"$work/printed" 2>&1 || ! grep -q -- "$text" "$work/printed"; then
+        cat "$work/printed"
+        return 1
+    fi
+}
+copies_part() {
+    img dd -f raw -O raw bs=1M skip=3 count=5 "if=vmstream:$url" "of=$work/dd.raw" &&
+        cmp -n $((2 * mib)) -i $((3 * mib)):0 "$source" "$work/dd.raw"
+}
+check "dd copies a part" copies_part
+check "info tells the size" prints "virtual size: 32 MiB" img info "vmstream:$url"
+check "info tells the size of a block" prints "cluster_size: 4096" img info "vmstream:$url"
+check "measure knows what a copy takes" prints "required size" img measure -O qcow2 --image-opts "$(disk convert)"
 check "check says that it has no checks" says "does not support checks" img check --image-opts "$(disk convert)"
 for mode in writeback none; do
     check "bench reads with 64 in flight, cache=$mode" \
@@ -150,34 +197,43 @@ check "read-only it refuses writes" says "read-only\|Operation not permitted\|Pe
 check "its options cannot be changed by reopening" says "Cannot change the option\|cannot" \
     io --image-opts "$(disk reopen)" -c "reopen -o cache-dir=$work/other"
 check "blkdebug injects an error above it" says "Input/output error" io --image-opts \
-    "driver=blkdebug,inject-error.0.event=read_aio,inject-error.0.errno=5,image.driver=vmstream,image.url=$url" -c "read 0 4k"
+    "driver=raw,file.driver=blkdebug,file.inject-error.0.event=read_aio,file.inject-error.0.errno=5,file.image.driver=vmstream,file.image.url=$url" -c "read 0 4k"
 cp "$source" "$work/verify.raw"
 check "blkverify finds it equal to a plain file" timeout 60 qemu-io -c "aio_read 0 1M" -c "aio_write -P 8 8193 5000" \
-    -c aio_flush -c "write -z 2M 100k" -c "read 0 4M" "blkverify:$work/verify.raw:vmstream:$url"
+    -c aio_flush -c "write -P 0 2M 100k" -c "read 0 4M" "blkverify:$work/verify.raw:vmstream:$url"
 printf x | dd of="$work/verify.raw" bs=1 seek=$((5 * mib)) conv=notrunc status=none
 check "blkverify finds a difference" fails timeout 60 qemu-io -c "read 5M 4k" "blkverify:$work/verify.raw:vmstream:$url"
 
 # --- overlays ---------------------------------------------------------------------------------------------------
 
-check "an overlay over the short name" eval 'img create -q -f qcow2 -b "vmstream:$url" -F raw "$work/short.qcow2" &&
-    io "$work/short.qcow2" -c "write -P 6 1M 100k" -c "read -P 6 1M 100k" && img check "$work/short.qcow2"'
-json="json:{\"driver\":\"vmstream\",\"url\":\"$url\",\"cache-dir\":\"$work/base\"}"
-check "an overlay over a json name" eval 'img create -q -f qcow2 -b "$json" -F raw "$work/top.qcow2" &&
-    io "$work/top.qcow2" -c "write -P 6 1M 100k" -c "write -P 7 9M 512" -c "read -P 6 1M 100k"'
-check "its chain is shown" eval 'img info --backing-chain "$work/top.qcow2" >"$work/chain" && grep -q "\"cache-dir\"" "$work/chain" &&
-    grep -q "^image: vmstream:\|^image: json:" "$work/chain"'
+overlay() { # FILE BASE: some writes over a streamed image
+    img create -q -f qcow2 -b "$2" -F raw "$1" &&
+        io "$1" -c "write -P 6 1M 100k" -c "write -P 7 9M 512" -c "read -P 6 1M 100k" && img check "$1"
+}
+# streamed OPTIONS: in the words that a backing file's name takes beside its format.
+streamed() { echo "json:$(object file "$(object driver vmstream url "$url" "$@")")"; }
+json=$(streamed cache-dir "$work/base")
+check "an overlay over the short name" overlay "$work/short.qcow2" "vmstream:$url"
+check "an overlay over a json name" overlay "$work/top.qcow2" "$json"
+check "the chain of the one is shown" prints "^image: vmstream:$url" img info --backing-chain "$work/short.qcow2"
+check "the chain of the other is shown" prints '^image: json:.*"cache-dir"' img info --backing-chain "$work/top.qcow2"
 cp "$source" "$work/committed.raw"
 io -f raw "$work/committed.raw" -c "write -P 6 1M 100k" -c "write -P 7 9M 512" >/dev/null
 check "it is committed into the streamed image" img commit "$work/top.qcow2"
 check "which then is what it should be" img compare --image-opts "$(disk base)" \
-    "driver=raw,file.driver=file,file.filename=$work/committed.raw"
-check "rebase takes an overlay off" eval 'img create -q -f qcow2 -b "$json" -F raw "$work/rebase.qcow2" &&
-    img rebase -b "" "$work/rebase.qcow2" && img compare "$work/rebase.qcow2" "$work/committed.raw"'
+    "$(plain "$work/committed.raw")"
+rebases() {
+    img create -q -f qcow2 -b "$json" -F raw "$work/rebase.qcow2" && img rebase -b "" "$work/rebase.qcow2" &&
+        img compare "$work/rebase.qcow2" -F raw "$work/committed.raw"
+}
+check "rebase makes an overlay independent" rebases
 img create -q -f qcow2 -b disk.img -F raw -u "$work/published/over.qcow2" 32M
-check "a streamed qcow2 finds its backing file beside it" img compare "vmstream:${url_of[origin]}/over.qcow2" "$source"
+check "a streamed qcow2 finds its backing file beside it" img compare -f qcow2 -F raw "vmstream:${url_of[origin]}/over.qcow2" "$source"
 
 # --- jobs and exports -------------------------------------------------------------------------------------------
 
+# quit_daemon NAME: ends what has a monitor.
+quit_daemon() { on "$1" quit && wait_for 20 "$1 to end" gone "$1" && stop "$1"; }
 # daemon NAME OPTIONS...: a storage daemon with its monitor at $work/NAME.qmp.
 daemon() {
     local name=$1
@@ -186,60 +242,95 @@ daemon() {
         --monitor chardev=monitor "$@"
     wait_for 10 "the storage daemon" test -S "$work/$name.qmp"
 }
-on() { "$qmp" "$work/$1.qmp" "${@:2}"; }
 # Jobs that are done stay until they are dismissed; how they ended is in the list.
-job_ended() { on "$1" query-jobs | grep -q '"status": "concluded"'; }
-job() { # DAEMON WHAT COMMAND ARGUMENTS
-    on "$1" "$3" "$4" && wait_for 90 "$2" job_ended "$1" || return 1
-    on "$1" query-jobs >"$work/jobs"
-    on "$1" job-dismiss '{"id": "job"}' && ! grep -q '"error"' "$work/jobs" || { cat "$work/jobs"; return 1; }
+told() { on "$1" "$2" "${@:4}" | grep -q "$3"; } # DAEMON COMMAND PATTERN [ARGUMENTS]
+# job DAEMON COMMAND KEY VALUE...: runs a job to its end, which must be a good one.
+job() {
+    local daemon=$1 command=$2
+    shift 2
+    on "$daemon" "$command" "$(object job-id job auto-dismiss false "$@")" || return 1
+    if [ "$command" = blockdev-mirror ]; then
+        wait_for 90 "the mirror to be ready" told "$daemon" query-jobs '"ready"' || return 1
+        on "$daemon" job-complete "$(object id job)" || return 1
+    fi
+    wait_for 90 "the job" told "$daemon" query-jobs '"status": "concluded"' || return 1
+    on "$daemon" query-jobs >"$work/jobs"
+    on "$daemon" job-dismiss "$(object id job)" || return 1
+    # How a job ended stays in the list until it is dismissed.
+    ! grep '"error"' "$work/jobs"
 }
+file_node() { on jobs blockdev-add "$(object driver file node-name "$1" filename "$2")"; }
+
 daemon jobs --blockdev "$(disk jobs ,node-name=streamed)"
 truncate -s 32M "$work/mirror.raw" "$work/backup.raw"
-check "nodes for the targets" eval 'on jobs blockdev-add "{\"driver\":\"file\",\"node-name\":\"mirror\",\"filename\":\"$work/mirror.raw\"}" &&
-    on jobs blockdev-add "{\"driver\":\"file\",\"node-name\":\"backup\",\"filename\":\"$work/backup.raw\"}"'
-check "a backup job reads a cold image" job jobs "the backup" blockdev-backup \
-    '{"job-id":"job","device":"streamed","target":"backup","sync":"full","auto-dismiss":false}'
+check "a node to back up to" file_node backup "$work/backup.raw"
+check "a backup job reads a cold image" job jobs blockdev-backup device streamed target backup sync full
 check "and copies every byte" cmp "$source" "$work/backup.raw"
-check "a mirror job comes to its point" eval 'on jobs blockdev-mirror "{\"job-id\":\"job\",\"device\":\"streamed\",\"target\":\"mirror\",
-    \"sync\":\"full\",\"auto-dismiss\":false}" && wait_for 60 "the mirror to be ready" eval "on jobs query-jobs | grep -q \"\\\"ready\\\"\"" &&
-    on jobs job-complete "{\"id\":\"job\"}" && wait_for 20 "the mirror" job_ended jobs && on jobs job-dismiss "{\"id\":\"job\"}"'
+check "a node to mirror to" file_node mirror "$work/mirror.raw"
+check "a mirror job comes to its end" job jobs blockdev-mirror device streamed target mirror sync full
 check "with every byte" cmp "$source" "$work/mirror.raw"
-img create -q -f qcow2 -b "json:{\"driver\":\"vmstream\",\"url\":\"$url\"}" -F raw "$work/pull.qcow2"
-check "a stream job pulls a whole image into its overlay" eval 'on jobs blockdev-add "{\"driver\":\"qcow2\",\"node-name\":\"pull\",
-    \"file\":{\"driver\":\"file\",\"filename\":\"$work/pull.qcow2\"}}" && job jobs "the stream job" block-stream \
-    "{\"job-id\":\"job\",\"device\":\"pull\",\"auto-dismiss\":false}" && on jobs blockdev-del "{\"node-name\":\"pull\"}"'
-check "which then needs no backing file" eval '! img info "$work/pull.qcow2" | grep -q "backing file" && img compare "$work/pull.qcow2" "$source"'
+# A mirror leaves its target where the source was.
+daemon pulls
+img create -q -f qcow2 -b "$(streamed)" -F raw "$work/pull.qcow2"
+check "a node of an overlay" on pulls blockdev-add "$(object driver qcow2 node-name pull file "$(object driver file filename "$work/pull.qcow2")")"
+check "a stream job pulls a whole image into the overlay" job pulls block-stream device pull
+check "its daemon ends" quit_daemon pulls
+check "the overlay then needs no backing file" fails prints "backing file:" img info "$work/pull.qcow2"
+check "and is whole" img compare "$work/pull.qcow2" -F raw "$source"
 
-check "an export over NBD" eval 'on jobs nbd-server-start "{\"addr\":{\"type\":\"unix\",\"data\":{\"path\":\"$work/nbd\"}}}" &&
-    on jobs block-export-add "{\"type\":\"nbd\",\"id\":\"nbd\",\"node-name\":\"streamed\",\"name\":\"disk\",\"writable\":true}"'
+check "a server for NBD" on jobs nbd-server-start "$(object addr "$(object type unix data "$(object path "$work/nbd")")")"
+check "an export" on jobs block-export-add "$(object type nbd id nbd node-name streamed name disk writable true)"
 nbd="nbd+unix:///disk?socket=$work/nbd"
 check "which is benched" img bench -f raw -c 2000 -d 64 "$nbd"
-check "and written with others reading" eval 'for n in 1 2 3 4; do io -f raw "$nbd" -c "write -P $n $((n * 4))M 1M" -c "read 0 32M" \
-    -c "read -P $n $((n * 4))M 1M" & done; bad=0; for n in 1 2 3 4; do wait -n || bad=1; done; [ $bad = 0 ]'
+writers() {
+    local n bad=0
+    for n in 1 2 3 4; do
+        io -f raw "$nbd" -c "write -P $n $((n * 4))M 1M" -c "read 0 32M" -c "read -P $n $((n * 4))M 1M" &
+    done
+    for n in 1 2 3 4; do wait -n || bad=1; done
+    [ "$bad" = 0 ]
+}
+check "and written by four clients at once" writers
 # churn: nodes come and go under the I/O of another one.
 churn() {
     local n
     for ((n = 0; n < 50; n++)); do
-        on jobs blockdev-add "{\"driver\":\"vmstream\",\"node-name\":\"churn\",\"url\":\"$url\",\"cache-dir\":\"$work/churn\"}" >/dev/null &&
-            on jobs blockdev-del '{"node-name":"churn"}' >/dev/null || return 1
+        on jobs blockdev-add "$(object driver vmstream node-name churn url "$url" cache-dir "$work/churn")" &&
+            on jobs blockdev-del "$(object node-name churn)" || return 1
     done
 }
-start load timeout 100 qemu-img bench -f raw -c 300000 -d 16 "$nbd"
+start load qemu-img bench -f raw -c 1000000 -d 16 "$nbd"
 check "50 nodes come and go under load" churn
 check "the load goes on" alive load
 stop load KILL || true
-check "statistics are told" eval 'on jobs query-named-block-nodes "{\"flat\":true}" >/dev/null'
-same "a node in use is not deleted" "Node streamed is in use" "$(on jobs blockdev-del '{"node-name":"streamed"}' 2>&1 || true)"
-check "the daemon ends" eval 'on jobs quit && wait_for 20 "the daemon to end" gone jobs && stop jobs'
+check "a node in use is not deleted" says "in use" on jobs blockdev-del "$(object node-name streamed)"
+check "the daemon ends" quit_daemon jobs
 
-check "qemu-nbd serves it in the background" eval 'timeout 60 qemu-nbd --fork --persistent --pid-file="$work/nbd.pid" -k "$work/nbd2" -f raw "vmstream:$url" &&
-    img compare -f raw -F raw "nbd+unix:///?socket=$work/nbd2" "$source"'
-[ ! -s "$work/nbd.pid" ] || kill "$(cat "$work/nbd.pid")"
+background() {
+    timeout 60 qemu-nbd --fork --persistent --pid-file="$work/nbd.pid" -k "$work/nbd2" -f raw "vmstream:$url" &&
+        img compare -f raw -F raw "nbd+unix:///?socket=$work/nbd2" "$source"
+}
+check "qemu-nbd serves it in the background" background
+if [ -s "$work/nbd.pid" ]; then
+    kill "$(cat "$work/nbd.pid")"
+    check "and ends" wait_for 20 "qemu-nbd to end" fails kill -0 "$(cat "$work/nbd.pid")"
+fi
 
 # --- a machine, held at its first read ---------------------------------------------------------------------------
 
-# A machine needs no guest for this: its firmware reads the first sector of the disk. The origin is asleep by then.
+# The guest is a boot sector that reads another sector for ever; until somebody wakes the origin, the first time
+# lasts. The boot sector itself is here before: QEMU reads it for a geometry when it makes the device.
+{
+    # mov si, 7c10h; mov ah, 42h (read); mov dl, 80h (first disk); int 13h; jmp back
+    printf '\xbe\x10\x7c\xb4\x42\xb2\x80\xcd\x13\xeb\xf5\0\0\0\0\0'
+    # what to read: 1 sector to 0:8000h, number 16384, which lies at 8 MiB
+    printf '\x10\0\x01\0\0\x80\0\0\0\x40\0\0\0\0\0\0'
+    head -c 478 /dev/zero
+    printf '\x55\xaa'
+} >"$work/boot-sector"
+cp "$source" "$work/published/boot.img"
+dd if="$work/boot-sector" of="$work/published/boot.img" conv=notrunc status=none
+boots() { echo "driver=vmstream,url=${url_of[origin]}/boot.img,cache-dir=$work/$1${2-}"; }
 # held NAME NODE OPTIONS...: a machine with the disk behind an iothread.
 held() {
     local name=$1 node=$2
@@ -250,23 +341,28 @@ held() {
         -object iothread,id=thread -blockdev "$node" "$@"
     wait_for 10 "the machine's monitor" test -S "$work/$name.qmp"
 }
-io --image-opts "$(disk machine)" -c "write -P 1 1M 512" >/dev/null
-waits() { on "$1" query-blockstats '{"query-nodes":true}' | grep -q '"waiting": [1-9]'; }
-held scsi "$(disk machine ,node-name=disk,fill=off,error-after=3)" -device virtio-scsi-pci,iothread=thread,id=bus \
+# known CACHE: a cache that knows its image, and nothing of it but the boot sector.
+known() { io --image-opts "$(boots "$1" ,fill=off,prefetch=none)" -c "read 0 512" >/dev/null; }
+known machine
+waits() { told "$1" query-blockstats '"waiting": [1-9]' "$(object query-nodes true)"; }
+held scsi "$(boots machine ,node-name=disk,fill=off,error-after=3)" -device virtio-scsi-pci,iothread=thread,id=bus \
     -device scsi-hd,drive=disk,id=device,bus=bus.0,bootindex=1
-check "a machine waits for its first sector" wait_for 20 "a waiting request" waits scsi
-check "its disk is unplugged although the link is dead" on scsi device_del '{"id":"device"}'
-check "and its node deleted" wait_for 20 "the node to go" on scsi blockdev-del '{"node-name":"disk"}'
+check "a guest waits for a sector" wait_for 20 "a waiting request" waits scsi
+check "its disk is unplugged although the link is dead" on scsi device_del "$(object id device)"
+check "and its node deleted" wait_for 20 "the node to go" on scsi blockdev-del "$(object node-name disk)"
 kill -CONT "${pid_of[origin]}"
-check "another one is plugged in and read" eval 'on scsi blockdev-add "{\"driver\":\"vmstream\",\"node-name\":\"disk\",\"url\":\"$url\",\"cache-dir\":\"$work/machine\"}" &&
-    on scsi device_add "{\"driver\":\"scsi-hd\",\"drive\":\"disk\",\"id\":\"device\",\"bus\":\"bus.0\"}"'
-check "the machine ends" eval 'on scsi quit && wait_for 20 "the machine to end" gone scsi && stop scsi'
+check "another node is made" on scsi blockdev-add \
+    "$(object driver vmstream node-name disk url "${url_of[origin]}/boot.img" cache-dir "$work/machine")"
+check "and plugged in" on scsi device_add "$(object driver scsi-hd drive disk id device bus bus.0)"
+reads() { told "$1" query-blockstats '"waiting": 0' "$(object query-nodes true)"; }
+check "and it has nothing that waits" reads scsi
+check "the machine ends" quit_daemon scsi
 
 rm -rf "$work/machine"
-io --image-opts "$(disk machine)" -c "write -P 1 1M 512" >/dev/null
-held quits "$(disk machine ,node-name=disk,fill=off)" -device virtio-blk-pci,drive=disk,iothread=thread,bootindex=1
-check "another machine waits without end" wait_for 20 "a waiting request" waits quits
-check "it quits although the link is dead" eval 'on quits quit && wait_for 20 "the machine to end" gone quits && stop quits'
+known machine
+held quits "$(boots machine ,node-name=disk,fill=off)" -device virtio-blk-pci,drive=disk,iothread=thread,bootindex=1
+check "another guest waits" wait_for 20 "a waiting request" waits quits
+check "it quits although the link is dead" quit_daemon quits
 kill -CONT "${pid_of[origin]}"
 
 # --- mistakes ---------------------------------------------------------------------------------------------------
@@ -280,7 +376,7 @@ check "an empty short name" says "Expected 'vmstream:'" io "vmstream:" -c "read 
 check "an option that does not exist" says "colour" one "$(disk none ,colour=red)"
 check "one of the library's that does not exist" says "colour" one "$(disk none ,options.0=colour=red)"
 check "an option behind the driver's back" says "'options' cannot set" one "$(disk none ,options.0=url=x)"
-check "a block size that is none" says "block_size" one "$(disk none ,block-size=1000)"
+check "a block size that is none" says "power of two" one "$(disk none ,block-size=1000)"
 check "a secret that does not exist" says "nobody" one "$(disk none ,username=u,password-secret=nobody)"
 check "two kinds of local file" says "exclude each other" one "$(disk none ",cache-file=$work/none")"
 check "two meanings of patience" says "exclude each other" one "$(disk none ,error-after=1,pause-after=1)"
@@ -292,7 +388,8 @@ check "a cache that another process has" says "one user at a time" one "$(disk b
 check "its holder ends" stop holder
 check "and then it is free" one "$(disk busy)"
 
+img convert -O raw --image-opts "$(disk whole)" "$work/whole.raw"
 stop origin || true
-check "without the server a whole cache is read" img compare --image-opts "$(disk convert)" \
-    "driver=raw,file.driver=file,file.filename=$source"
+check "without the server a whole cache is read" img compare --image-opts "$(disk whole)" \
+    "$(plain "$source")"
 finish
