@@ -28,6 +28,7 @@
 
 #include <vmstream.h>
 
+#include "block/block-io.h"
 #include "block/block_int.h"
 #include "block/qdict.h"
 #include "crypto/secret.h"
@@ -654,14 +655,14 @@ static char **vmstream_library_options(BlockdevOptionsVmstream *opts,
     for (entry = opts->mirrors; entry; entry = entry->next) {
         vmstream_option(array, "mirror=%s", entry->value);
     }
-    if (opts->has_cache_dir && opts->has_cache_file) {
+    if (opts->cache_dir && opts->cache_file) {
         error_setg(errp, "'cache-dir' and 'cache-file' exclude each other");
         return NULL;
     }
-    if (opts->has_cache_dir) {
+    if (opts->cache_dir) {
         vmstream_option(array, "cache=%s", opts->cache_dir);
     }
-    if (opts->has_cache_file) {
+    if (opts->cache_file) {
         vmstream_option(array, "file=%s", opts->cache_file);
     }
     if (opts->has_block_size) {
@@ -687,14 +688,14 @@ static char **vmstream_library_options(BlockdevOptionsVmstream *opts,
     if (opts->has_pause_after) {
         vmstream_option(array, "error_after=%" PRIu32 "s", opts->pause_after);
     }
-    if (opts->has_cacert) {
+    if (opts->cacert) {
         vmstream_option(array, "cacert=%s", opts->cacert);
     }
-    if (opts->has_username != opts->has_password_secret) {
+    if (!opts->username != !opts->password_secret) {
         error_setg(errp, "'username' and 'password-secret' belong together");
         return NULL;
     }
-    if (opts->has_username) {
+    if (opts->username) {
         g_autofree char *password =
             qcrypto_secret_lookup_as_utf8(opts->password_secret, errp);
 
@@ -703,7 +704,7 @@ static char **vmstream_library_options(BlockdevOptionsVmstream *opts,
         }
         vmstream_option(array, "user=%s:%s", opts->username, password);
     }
-    if (opts->has_header_secret) {
+    if (opts->header_secret) {
         g_autofree char *header =
             qcrypto_secret_lookup_as_utf8(opts->header_secret, errp);
 
