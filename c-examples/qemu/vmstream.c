@@ -28,7 +28,7 @@
 
 #include <vmstream.h>
 
-#include "block/block-io.h"
+#include "block/block.h"
 #include "block/block_int.h"
 #include "block/qdict.h"
 #include "crypto/secret.h"
