@@ -44,10 +44,11 @@ for mode in 'writeback threads' 'none threads' 'none native' 'none io_uring'; do
         options=(-t "$cache" -s "$size" -d "$depth" -c "$count" --image-opts)
         [ "$what" = read ] || options=(-w "${options[@]}")
         : >"$work/rounds"
-        # The first of each is for warming up.
+        # The first of each is for warming up. Who begins changes, as the machine may be on its way somewhere.
         for ((round = 0; round <= rounds; round++)); do
-            a=$(seconds "${options[@]}" "$streamed,aio=$aio")
+            [ $((round % 2)) = 0 ] || a=$(seconds "${options[@]}" "$streamed,aio=$aio")
             b=$(seconds "${options[@]}" "$plain,aio=$aio")
+            [ $((round % 2)) = 1 ] || a=$(seconds "${options[@]}" "$streamed,aio=$aio")
             [ $round = 0 ] || echo "$a $b" >>"$work/rounds"
         done
         row "qemu-img bench, cache=$cache aio=$aio: $what $((size / 1024))K x $depth" $((size * count >> 20)) "$work/rounds"

@@ -93,7 +93,9 @@ typedef struct BDRVVMStreamState {
     /* Looks at the link from the main loop (never from a nested aio_poll()) */
     QEMUTimer *watch;
     bool watching;          /* atomic; the timer is armed */
-    bool down;              /* main loop; the console was told so */
+    /* What the console was told; main loop only */
+    bool told_down;
+    bool told_gave_up;
 
     /* A request was given up for the dead link; accessed atomically */
     bool gave_up;
@@ -522,17 +524,22 @@ static void vmstream_watch_cb(void *opaque)
     BlockDriverState *bs = opaque;
     BDRVVMStreamState *s = bs->opaque;
     struct vms_stats stats = { .struct_size = sizeof(stats) };
-    bool gave_up = qatomic_load_acquire(&s->gave_up);
-    bool back = false;
+    unsigned pending;
+    bool gave_up, back = false;
     int ret;
 
+    /* First of all: a request that begins to wait from here on arms the timer */
+    qatomic_set(&s->watching, false);
+    smp_mb();
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        pending = s->pending;
+    }
+    gave_up = qatomic_load_acquire(&s->gave_up);
     vms_get_stats(s->image, &stats);
 
     if (stats.failed) {
         /* The library has said so.  No use to wait any longer. */
-        s->down = false;
         qatomic_set(&s->gave_up, false);
-        qatomic_set(&s->watching, false);
         return;
     }
 
@@ -558,20 +565,22 @@ static void vmstream_watch_cb(void *opaque)
             break;
         }
     } else {
-        back = s->down && !stats.failures_on_end;
+        back = s->told_down && !stats.failures_on_end;
     }
 
-    if (!s->down && (gave_up || (stats.waiting && stats.failures_on_end))) {
-        s->down = true;
-        warn_report("vmstream: %s: the link is dead%s", vmstream_name(bs),
-                    !s->pause ? "; requests wait until it is back" :
-                    !gave_up ? "; requests wait" :
-                    "; requests fail, which stops the machine if its device "
-                    "has rerror=stop and werror=stop");
+    if (gave_up && !s->told_gave_up) {
+        s->told_down = s->told_gave_up = true;
+        warn_report("vmstream: %s: the link is dead; requests fail, which "
+                    "stops the machine if its device has rerror=stop and "
+                    "werror=stop", vmstream_name(bs));
+    } else if (pending && stats.failures_on_end && !s->told_down) {
+        s->told_down = true;
+        warn_report("vmstream: %s: the link is dead; requests wait",
+                    vmstream_name(bs));
     }
 
     if (back) {
-        s->down = false;
+        s->told_down = s->told_gave_up = false;
         qatomic_set(&s->probe, VMSTREAM_PROBE_IDLE);
         qatomic_set(&s->gave_up, false);
         vmstream_set_patience(s, s->patience_ms);
@@ -590,9 +599,7 @@ static void vmstream_watch_cb(void *opaque)
         }
     }
 
-    /* Off first: a request that begins to wait now arms the timer itself */
-    qatomic_set(&s->watching, false);
-    if (s->down || qatomic_read(&s->gave_up) || stats.waiting) {
+    if (pending || s->told_down || qatomic_read(&s->gave_up)) {
         vmstream_watch(s);
     }
 }
@@ -773,33 +780,45 @@ static void vmstream_open_hint(int ret, Error **errp)
     }
 }
 
-/* The child over the local file, as its default options and ours want it */
-static int vmstream_open_child(BlockDriverState *bs,
+/*
+ * The child over the local file.  It takes no part in options of this node but
+ * those below, nor in its reopening: its own would have to be repeated then,
+ * and they are not the user's.
+ */
+static int vmstream_open_child(BlockDriverState *bs, int flags,
                                BlockdevOptionsVmstream *opts, Error **errp)
 {
     BDRVVMStreamState *s = bs->opaque;
     QDict *options = qdict_new();
     g_autofree char *filename = NULL;
+    BlockDriverState *file;
     int64_t size;
-    int ret;
 
     /*
      * A second open file description of the very same file: the local file
      * may have no name, and O_DIRECT or not is up to us.
      */
     filename = g_strdup_printf("/proc/self/fd/%d", vms_fd(s->image));
-    qdict_put_str(options, "file.driver", "file");
-    qdict_put_str(options, "file.filename", filename);
+    qdict_put_str(options, "driver", "file");
+    qdict_put_str(options, "filename", filename);
+    qdict_put_bool(options, BDRV_OPT_CACHE_DIRECT, flags & BDRV_O_NOCACHE);
+    qdict_put_str(options, BDRV_OPT_DISCARD, "unmap");
     if (opts->has_aio) {
-        qdict_put_str(options, "file.aio", BlockdevAioOptions_str(opts->aio));
+        qdict_put_str(options, "aio", BlockdevAioOptions_str(opts->aio));
     }
-    ret = bdrv_open_file_child(NULL, options, "file", bs, errp);
-    qobject_unref(options);
-    if (ret < 0) {
-        return ret;
+    /* Always for writing, like the image; permissions say who may write */
+    file = bdrv_open(NULL, NULL, options, BDRV_O_RDWR, errp);
+    if (!file) {
+        error_prepend(errp, "Could not open the local file of the image: ");
+        return -EINVAL;
+    }
+    /* Takes the reference, also when it fails */
+    if (!bdrv_attach_child(bs, file, "file", &child_of_bds, BDRV_CHILD_IMAGE,
+                           errp)) {
+        return -EINVAL;
     }
 
-    size = bdrv_getlength(bs->file->bs);
+    size = bdrv_getlength(file);
     if (size < s->size) {
         error_setg(errp, "The local file of the image has %" PRId64 " bytes "
                    "instead of %" PRId64, size, s->size);
@@ -873,7 +892,7 @@ static int vmstream_open(BlockDriverState *bs, QDict *options, int flags,
         goto fail;
     }
 
-    ret = vmstream_open_child(bs, opts, errp);
+    ret = vmstream_open_child(bs, flags, opts, errp);
     if (ret < 0) {
         goto fail;
     }
@@ -948,6 +967,10 @@ static void vmstream_parse_filename(const char *filename, QDict *options,
 static int vmstream_reopen_prepare(BDRVReopenState *state,
                                    BlockReopenQueue *queue, Error **errp)
 {
+    if ((state->flags ^ state->bs->open_flags) & BDRV_O_NOCACHE) {
+        error_setg(errp, "cache.direct of a streamed image cannot be changed");
+        return -EINVAL;
+    }
     if (!(state->flags & BDRV_O_RDWR)) {
         return 0;
     }

@@ -278,6 +278,12 @@ check "its daemon ends" quit_daemon pulls
 check "the overlay then needs no backing file" fails prints "backing file:" img info "$work/pull.qcow2"
 check "and is whole" img compare "$work/pull.qcow2" -F raw "$source"
 
+reopen() { # READ-ONLY CACHE
+    on jobs blockdev-reopen "{\"options\":[$(object driver vmstream node-name streamed url "$url" cache-dir "$work/$2" read-only "$1")]}"
+}
+check "a node is reopened read-only" reopen true jobs
+check "and back" reopen false jobs
+check "but not with another cache" says "Cannot change the option 'cache-dir'" reopen false other
 check "a server for NBD" on jobs nbd-server-start "$(object addr "$(object type unix data "$(object path "$work/nbd")")")"
 check "an export" on jobs block-export-add "$(object type nbd id nbd node-name streamed name disk writable true)"
 nbd="nbd+unix:///disk?socket=$work/nbd"
