@@ -23,7 +23,7 @@ OUT     := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 MAN_PAGES := $(wildcard docs/man/*.[1-8])
 DOCUMENTS := $(wildcard README.md CHANGELOG.md LICENSE* docs/*.md)
 
-.PHONY: all help build header install uninstall demo test bench clean
+.PHONY: all help build header install uninstall demo test bench nbdkit clean
 
 all: build
 
@@ -33,6 +33,7 @@ help:
 	@echo 'make demo        boot a guest from a streamed disk over a slow link, three ways, and compare'
 	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
 	@echo 'make bench       measure; figures are for this machine only'
+	@echo 'make nbdkit      build the plugin of nbdkit and say where it is'
 	@echo 'make header      write include/vmstream.h anew from src/capi'
 	@echo 'make clean       remove what was built'
 
@@ -78,6 +79,9 @@ test:
 
 bench:
 	$(CARGO) bench
+
+nbdkit:
+	@scripts/build-nbdkit.sh
 
 clean:
 	$(CARGO) clean
