@@ -166,6 +166,18 @@ nbd killed "${killed[@]}"
 check "all of it is there after kill -9" io "${uri_of[killed]}" "read -q -P 99 $((1 * mib + 300)) 70000" \
     "read -q -P 98 2M 4k" "read -q -P 0 8M 64k" "read -q -P 0 9M 64k"
 stop killed || true
+
+# A client that waits for the server to return. It must not rely on writes that were not flushed: hence write-through.
+nbd killed "${killed[@]}" -v
+start patient qemu-io -t writethrough --image-opts \
+    "driver=nbd,server.type=unix,server.path=$work/killed.sock,reconnect-delay=60" \
+    -c "write -q -P 77 12M 64k" -c "sleep 3000" -c "read -q -P 77 12M 64k" -c "read -q -P 99 $((1 * mib + 300)) 70000"
+wait_for 30 "its write" grep -q 'pwrite count=65536 offset=12582912 fua=1' "$work/killed.log"
+stop killed KILL || true
+nbd killed "${killed[@]}"
+check "a client that waits for the server goes on" wait_for 60 "the client to end" gone patient
+check "and finds what it had written through" stop patient
+stop killed || true
 start writer fio --ioengine=nbd --uri="${uri_of[second]}" --rw=randwrite --bs=4k --iodepth=16 --offset=93M --size=1M \
     --time_based --runtime=60 --name=writer --output=/dev/null
 sleep 1
