@@ -23,7 +23,7 @@ OUT     := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 MAN_PAGES := $(wildcard docs/man/*.[1-8])
 DOCUMENTS := $(wildcard README.md CHANGELOG.md LICENSE* docs/*.md)
 
-.PHONY: all help build header install uninstall demo test bench qemu clean
+.PHONY: all help build header install uninstall demo test bench nbdkit qemu clean
 
 all: build
 
@@ -34,6 +34,7 @@ help:
 	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
 	@echo 'make bench       measure; figures are for this machine only'
 	@echo 'make qemu        build QEMU with the block driver, once, and say where it is'
+	@echo 'make nbdkit      build the plugin of nbdkit and say where it is'
 	@echo 'make header      write include/vmstream.h anew from src/capi'
 	@echo 'make clean       remove what was built'
 
@@ -82,6 +83,9 @@ bench:
 
 qemu:
 	@scripts/build-qemu.sh
+
+nbdkit:
+	@scripts/build-nbdkit.sh
 
 clean:
 	$(CARGO) clean
