@@ -260,8 +260,8 @@ static int coroutine_fn vmstream_gate(BlockDriverState *bs, int op,
         if (ret == VMS_PENDING) {
             WITH_QEMU_LOCK_GUARD(&s->lock) {
                 s->pending++;
+                vmstream_watch(s);
             }
-            vmstream_watch(s);
             qemu_coroutine_yield();
             ret = req.result;
             WITH_QEMU_LOCK_GUARD(&s->lock) {
@@ -403,7 +403,7 @@ static int coroutine_fn vmstream_co_block_status(BlockDriverState *bs,
         return BDRV_BLOCK_ZERO | BDRV_BLOCK_OFFSET_VALID;
     }
 
-    /* A hole means zeroes only where the block is here: what is absent is data */
+    /* A hole means zeroes only where the block is here */
     ret = vms_resident(s->image, offset, inside, &run);
     if (ret < 0) {
         return ret;
@@ -528,10 +528,9 @@ static void vmstream_watch_cb(void *opaque)
     bool gave_up, back = false;
     int ret;
 
-    /* First of all: a request that begins to wait from here on arms the timer */
-    qatomic_set(&s->watching, false);
-    smp_mb();
+    /* A request either is counted here, or finds the timer not armed */
     WITH_QEMU_LOCK_GUARD(&s->lock) {
+        qatomic_set(&s->watching, false);
         pending = s->pending;
     }
     gave_up = qatomic_load_acquire(&s->gave_up);
