@@ -82,7 +82,8 @@ both() {
     local block=$1 mode=$2 cache=cache-$1-$2
     requests $((2006 + block)) "$block" >"$work/requests"
     cp "$source" "$work/expected.img"
-    timeout 240 qemu-io -t "$mode" -d unmap --image-opts "$(disk "$cache" ",block-size=$block")" <"$work/requests" >"$work/io.out" 2>&1
+    timeout 240 qemu-io -t "$mode" -d unmap --image-opts "$(disk "$cache" ",block-size=$block")" \
+        <"$work/requests" >"$work/io.out" 2>&1
     timeout 240 qemu-io -t "$mode" -d unmap -f raw "$work/expected.img" <"$work/requests" >/dev/null 2>&1
     # A command that failed says so; reads do not and are compared at the end.
     ! grep -iE 'error|failed|cannot|invalid' "$work/io.out" || return 1
@@ -121,7 +122,10 @@ check "an image that ends inside a sector is not written" says "ends inside a se
 cp "$work/published/odd.img" "$work/padded.img"
 truncate -s %512 "$work/padded.img"
 check "but read to its end" img compare -f raw "$work/padded.img" "vmstream:${url_of[origin]}/odd.img"
-converts() { img convert -f raw -O raw "vmstream:${url_of[origin]}/odd.img" "$work/odd.raw" && cmp "$work/padded.img" "$work/odd.raw"; }
+converts() {
+    img convert -f raw -O raw "vmstream:${url_of[origin]}/odd.img" "$work/odd.raw" &&
+        cmp "$work/padded.img" "$work/odd.raw"
+}
 check "and converted" converts
 
 # Without filling, as it would go on behind the questions.
@@ -130,13 +134,16 @@ zero_extents() {
     grep -c '"zero": true' "$work/map.json" || true
 }
 same "nothing absent is a hole" 0 "$(zero_extents map)"
-converts_cold() { img convert -O raw --image-opts "$(disk convert)" "$work/converted.raw" && cmp "$source" "$work/converted.raw"; }
+converts_cold() {
+    img convert -O raw --image-opts "$(disk convert)" "$work/converted.raw" && cmp "$source" "$work/converted.raw"
+}
 check "a cold image is converted byte by byte" converts_cold
 # A source that knows its holes does not send them.
 cp "$source" "$work/sparse.img"
 fallocate --dig-holes "$work/sparse.img"
 sparse() {
-    img convert -O raw --image-opts "driver=vmstream,url=file:$work/sparse.img,cache-dir=$work/holes" "$work/converted.raw" &&
+    local url=file:$work/sparse.img
+    img convert -O raw --image-opts "$(disk holes)" "$work/converted.raw" &&
         cmp "$source" "$work/converted.raw"
 }
 check "neither is an image with holes" sparse
@@ -197,7 +204,8 @@ check "read-only it refuses writes" says "read-only\|Operation not permitted\|Pe
 check "its options cannot be changed by reopening" says "Cannot change the option\|cannot" \
     io --image-opts "$(disk reopen)" -c "reopen -o cache-dir=$work/other"
 check "blkdebug injects an error above it" says "Input/output error" io --image-opts \
-    "driver=raw,file.driver=blkdebug,file.inject-error.0.event=read_aio,file.inject-error.0.errno=5,file.image.driver=vmstream,file.image.url=$url" -c "read 0 4k"
+    "driver=raw,file.driver=blkdebug,file.inject-error.0.event=read_aio,file.image.driver=vmstream,file.image.url=$url" \
+    -c "read 0 4k"
 cp "$source" "$work/verify.raw"
 check "blkverify finds it equal to a plain file" timeout 60 qemu-io -c "aio_read 0 1M" -c "aio_write -P 8 8193 5000" \
     -c aio_flush -c "write -P 0 2M 100k" -c "read 0 4M" "blkverify:$work/verify.raw:vmstream:$url"
@@ -228,7 +236,8 @@ rebases() {
 }
 check "rebase makes an overlay independent" rebases
 img create -q -f qcow2 -b disk.img -F raw -u "$work/published/over.qcow2" 32M
-check "a streamed qcow2 finds its backing file beside it" img compare -f qcow2 -F raw "vmstream:${url_of[origin]}/over.qcow2" "$source"
+check "a streamed qcow2 finds its backing file beside it" \
+    img compare -f qcow2 -F raw "vmstream:${url_of[origin]}/over.qcow2" "$source"
 
 # --- jobs and exports -------------------------------------------------------------------------------------------
 
@@ -272,19 +281,22 @@ check "with every byte" cmp "$source" "$work/mirror.raw"
 # A mirror leaves its target where the source was.
 daemon pulls
 img create -q -f qcow2 -b "$(streamed)" -F raw "$work/pull.qcow2"
-check "a node of an overlay" on pulls blockdev-add "$(object driver qcow2 node-name pull file "$(object driver file filename "$work/pull.qcow2")")"
+check "a node of an overlay" on pulls blockdev-add \
+    "$(object driver qcow2 node-name pull file "$(object driver file filename "$work/pull.qcow2")")"
 check "a stream job pulls a whole image into the overlay" job pulls block-stream device pull
 check "its daemon ends" quit_daemon pulls
 check "the overlay then needs no backing file" fails prints "backing file:" img info "$work/pull.qcow2"
 check "and is whole" img compare "$work/pull.qcow2" -F raw "$source"
 
 reopen() { # READ-ONLY CACHE
-    on jobs blockdev-reopen "{\"options\":[$(object driver vmstream node-name streamed url "$url" cache-dir "$work/$2" read-only "$1")]}"
+    on jobs blockdev-reopen \
+        "{\"options\":[$(object driver vmstream node-name streamed url "$url" cache-dir "$work/$2" read-only "$1")]}"
 }
 check "a node is reopened read-only" reopen true jobs
 check "and back" reopen false jobs
 check "but not with another cache" says "Cannot change the option 'cache-dir'" reopen false other
-check "a server for NBD" on jobs nbd-server-start "$(object addr "$(object type unix data "$(object path "$work/nbd")")")"
+check "a server for NBD" on jobs nbd-server-start \
+    "$(object addr "$(object type unix data "$(object path "$work/nbd")")")"
 check "an export" on jobs block-export-add "$(object type nbd id nbd node-name streamed name disk writable true)"
 nbd="nbd+unix:///disk?socket=$work/nbd"
 check "which is benched" img bench -f raw -c 2000 -d 64 "$nbd"
@@ -375,7 +387,8 @@ kill -CONT "${pid_of[origin]}"
 
 one() { io --image-opts "$1" -c "read 0 512"; }
 check "no such image" says "404" one "driver=vmstream,url=${url_of[origin]}/none.img"
-check "no such server" says "Is the server running" one "driver=vmstream,url=http://127.0.0.1:1/disk.img,options.0=open_timeout=200ms"
+check "no such server" says "Is the server running" \
+    one "driver=vmstream,url=http://127.0.0.1:1/disk.img,options.0=open_timeout=200ms"
 check "no URL" says "url" one "driver=vmstream,cache-dir=$work/none"
 check "an URL of another kind" says "gopher" one "driver=vmstream,url=gopher://x/y"
 check "an empty short name" says "Expected 'vmstream:'" io "vmstream:" -c "read 0 512"
