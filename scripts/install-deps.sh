@@ -4,6 +4,7 @@
 #   build   what `make` needs beside Rust
 #   demo    what `make demo` needs: the guest's kernel, tools that make its disk, FUSE
 #   test    what `make test` needs on top of both
+#   uml     what `make uml` needs: a kernel is built
 #
 # Nothing happens when all commands are found, so every script may call this first. Only missing packages are
 # installed, after at most one `apt-get update`. Without root or apt it says what to install and ends with 1.
@@ -30,9 +31,16 @@ test:depmod:kmod
 test:qemu-system-x86_64:qemu-system-x86
 test:qemu-storage-daemon:qemu-system-common
 test:qemu-io:qemu-utils
+uml:make:make
+uml:bc:bc
+uml:flex:flex
+uml:bison:bison
+uml:patch:patch
+uml:xz:xz-utils
+uml:/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 "
 
-[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|uml ..." >&2; exit 2; }
 
 present() {
     case $1 in
@@ -55,7 +63,7 @@ for group in "$@"; do
         known=yes
         present "$what" || missing+=("$package")
     done <<<"$needs"
-    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo and test" >&2; exit 2; }
+    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test and uml" >&2; exit 2; }
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
