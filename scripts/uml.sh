@@ -37,8 +37,8 @@ done
 
 for one in "$disk" ${disk2:+"$disk2"}; do
     case $one in
-        # Not a file: a disk that the kernel itself understands.
-        *:*) ;;
+        # Not a file: what the kernel itself understands, a stream or a COW file and what lies below it.
+        *[:,]*) ;;
         *) [ -r "$one" ] || { echo "uml.sh: cannot read the disk $one" >&2; exit 2; } ;;
     esac
 done

@@ -47,6 +47,8 @@
 #define WAIT_TOLD_AGAIN	2
 /* Ask again after so long where no completion may come that would be a sign. */
 #define AGAIN_MS	10
+/* Looks at a modification time, a millisecond apart. */
+#define MODTIME_TRIES	1000
 
 struct ubd_stream {
 	struct ubd_stream *next;		/* in open_streams */
@@ -54,7 +56,7 @@ struct ubd_stream {
 	char disk[8];				/* "ubda" */
 	const char *options[OPTIONS_MAX + 1];	/* the last one is NULL */
 	char *source;				/* "source=URL" */
-	const char *cache;
+	const char *cache;			/* where it is kept, or NULL */
 
 	pthread_t thread;
 	int opened;				/* eventfd, written by the thread */
@@ -306,6 +308,8 @@ static int parse(struct ubd_stream *stream, char *spec, int *read_only, char **s
 		}
 		if (value_of(option, "cache="))
 			stream->cache = value_of(option, "cache=");
+		if (value_of(option, "file="))
+			stream->cache = value_of(option, "file=");
 		/* One place is left for read_only. */
 		if (n == OPTIONS_MAX - 1) {
 			printk(UM_KERN_ERR "%s: more than %d options\n",
@@ -433,17 +437,32 @@ int ubd_backing_modtime(const char *name, long long *modtime)
 {
 	struct ubd_stream *stream;
 	struct stat status;
+	int tries;
 
 	if (!ubd_is_stream(name))
 		return os_file_modtime(name, modtime);
 	stream = find(name);
 	if (!stream)
 		return -ENOENT;
-	/* The library keeps it at that of the published image. */
-	if (fstat(stream->fd, &status) < 0)
-		return -errno;
-	*modtime = status.st_mtime;
-	return 0;
+	if (!stream->cache) {
+		printk(UM_KERN_ERR "%s: a COW file wants a stream that is kept: add "
+		       "cache=DIR\n", stream->disk);
+		return -EINVAL;
+	}
+	/*
+	 * That of the published image, in whole seconds: the library puts it
+	 * back after each write to the file. Caught in between it has parts of
+	 * a second.
+	 */
+	for (tries = 0; tries < MODTIME_TRIES; tries++) {
+		if (fstat(stream->fd, &status) < 0)
+			return -errno;
+		*modtime = status.st_mtim.tv_sec;
+		if (!status.st_mtim.tv_nsec)
+			return 0;
+		usleep(1000);
+	}
+	return -EBUSY;
 }
 
 /* The life of a request, all on the I/O thread */
