@@ -5,6 +5,7 @@
 #   demo    what `make demo` needs: the guest's kernel, tools that make its disk, FUSE
 #   test    what `make test` needs on top of both
 #   uml     what `make uml` needs: a kernel is built
+#   nbdkit  what `make nbdkit` and the test of that plugin need
 #
 # Nothing happens when all commands are found, so every script may call this first. Only missing packages are
 # installed, after at most one `apt-get update`. Without root or apt it says what to install and ends with 1.
@@ -38,9 +39,16 @@ uml:bison:bison
 uml:patch:patch
 uml:xz:xz-utils
 uml:/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
+nbdkit:cc:gcc
+nbdkit:make:make
+nbdkit:nbdkit:nbdkit
+nbdkit:/usr/include/nbdkit-plugin.h:nbdkit-plugin-dev
+nbdkit:nbdcopy:libnbd-bin
+nbdkit:qemu-io:qemu-utils
+nbdkit:fio:fio
 "
 
-[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|uml ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|nbdkit|uml ..." >&2; exit 2; }
 
 present() {
     case $1 in
@@ -63,7 +71,7 @@ for group in "$@"; do
         known=yes
         present "$what" || missing+=("$package")
     done <<<"$needs"
-    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test and uml" >&2; exit 2; }
+    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test, nbdkit and uml" >&2; exit 2; }
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

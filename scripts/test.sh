@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export CARGO_TERM_COLOR=never
 
-stage_dependencies() { scripts/install-deps.sh build demo test uml; }
+stage_dependencies() { scripts/install-deps.sh build demo test nbdkit uml; }
 stage_format() { cargo fmt --check; }
 stage_lint() { cargo clippy --all-targets --locked -- -D warnings; }
 stage_documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked; }
@@ -71,7 +71,7 @@ C
 }
 
 stage_scripts() {
-    shellcheck -x scripts/*.sh tests/system/*.sh tests/system/routes/*.sh .ci/run
+    shellcheck -x scripts/*.sh tests/system/*.sh tests/system/routes/*.sh benches/drivers/*.sh .ci/run
     [ ! -d tests/c ] || find tests/c -name '*.sh' -exec shellcheck -x {} +
 }
 

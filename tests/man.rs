@@ -130,3 +130,34 @@ fn every_option_of_an_image_is_in_the_readme_and_the_manual() {
         assert!(itself || mount.contains(&format!("\n.It Cm {key} Ns =")), "vmstream-mount.1 has no item for {key}");
     }
 }
+
+/// The pages of drivers name options as well, in their own words and not all of them: no page and no help may have one
+/// that does not exist.
+#[test]
+fn a_driver_names_no_option_that_does_not_exist() {
+    let keys = option_keys();
+    let known = |key: &str| key == "url" || keys.iter().any(|known| known == key);
+    let text = page("nbdkit-vmstream-plugin");
+    let named: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix(".It Cm ").and_then(|rest| rest.split_once(" Ns =")))
+        .map(|(key, _)| key)
+        .collect();
+    assert!(named.len() >= 8, "{named:?}");
+    let source =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/c-examples/nbdkit/nbdkit-vmstream-plugin.c"));
+    let source = source.unwrap();
+    let help: Vec<_> = source
+        .lines()
+        .skip_while(|line| !line.starts_with("#define vmstream_config_help"))
+        .skip(1)
+        .take_while(|line| line.starts_with("  \""))
+        .filter_map(|line| line.trim_start_matches([' ', '"', '[']).split_once(['=', ']']))
+        .map(|(key, _)| key)
+        .filter(|key| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+        .collect();
+    assert!(help.len() >= 8, "{help:?}");
+    for key in named.into_iter().chain(help) {
+        assert!(known(key), "the nbdkit plugin has no option {key}");
+    }
+}

@@ -122,7 +122,7 @@ fn open(args: &MountArgs, parking: &Arc<Parking>) -> Result<Arc<Image>> {
     let (seen, parking) = (slot.clone(), parking.clone());
     let image = Image::open_with(&options, move |completion| {
         if let Some(image) = seen.get().and_then(Weak::upgrade) {
-            disk::complete(&image, &parking, completion);
+            parking.complete(&image, completion);
         }
     })?;
     let image = Arc::new(image);

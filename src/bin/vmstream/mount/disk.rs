@@ -20,7 +20,7 @@ use fuser::{
     InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
     ReplyLseek, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use vmstream::{Answer, Completion, Image, Op};
+use vmstream::{Image, Op};
 
 use super::parked::{Parked, Parking};
 
@@ -44,7 +44,6 @@ pub struct Disk {
     read_only: bool,
     modified: SystemTime,
     owner: (u32, u32),
-    tags: AtomicU64,
     passing: Passing,
 }
 
@@ -71,7 +70,7 @@ impl Disk {
     pub fn new(image: Arc<Image>, parking: Arc<Parking>, read_only: bool) -> Self {
         let modified = modified(image.fd());
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { image, parking, read_only, modified, owner, tags: AtomicU64::new(0), passing: Passing::default() }
+        Self { image, parking, read_only, modified, owner, passing: Passing::default() }
     }
 
     fn attributes(&self, ino: INodeNo) -> FileAttr {
@@ -100,23 +99,8 @@ impl Disk {
         }
     }
 
-    /// Asks the gate, and finishes the operation now or parks it.
     fn submit(&self, op: Op, offset: u64, length: u64, work: Parked) {
-        let tag = self.tags.fetch_add(1, Ordering::Relaxed);
-        match self.image.block_needed_raw(op, offset, length, tag) {
-            Ok(Answer::Ready) => work.finish(&self.image, 0),
-            Ok(Answer::Pending) => {
-                if let Some((work, result)) = self.parking.park(tag, work) {
-                    work.finish(&self.image, result);
-                }
-            }
-            Err(code) if code == vmstream::error::errno::EAGAIN => {
-                // More requests than may be pending: this thread waits for its turn.
-                let result = self.image.block_wait_raw(op, offset, length);
-                work.finish(&self.image, result.map_or_else(|code| -code, |()| 0));
-            }
-            Err(code) => work.finish(&self.image, -code),
-        }
+        self.parking.submit(&self.image, op, offset, length, work);
     }
 
     /// Opens the file passed through to the local one, if that is possible now.
@@ -256,7 +240,7 @@ impl Filesystem for Disk {
         offset: u64,
         data: &[u8],
         _: WriteFlags,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -265,7 +249,9 @@ impl Filesystem for Disk {
             reply.error(Errno::ENOSPC); // as a disk says at its end
             return;
         }
-        self.submit(Op::Write, offset, length, Parked::Write { offset, data: data.to_vec(), reply });
+        // O_SYNC has the bit of O_DSYNC; for a file whose only meaning is its bytes they are the same.
+        let sync = flags.0 & rustix::fs::OFlags::DSYNC.bits() as i32 != 0;
+        self.submit(Op::Write, offset, length, Parked::Write { offset, data: data.to_vec(), sync, reply });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -327,12 +313,5 @@ impl Filesystem for Disk {
             }
         }
         reply.ok();
-    }
-}
-
-/// Answers a parked operation when its completion comes.
-pub fn complete(image: &Image, parking: &Parking, completion: Completion) {
-    if let Some(work) = parking.take(completion) {
-        work.finish(image, completion.result);
     }
 }

@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use fuser::{Errno, ReplyData, ReplyEmpty, ReplyWrite};
 use vmstream::error::Result;
-use vmstream::{Completion, Image, Op};
+use vmstream::{Answer, Completion, Image, Op};
 
 thread_local! {
     /// Bytes on their way from the local file to the kernel; one buffer a thread, as large as its largest read.
@@ -17,8 +18,10 @@ thread_local! {
 pub enum Parked {
     /// A read.
     Read { offset: u64, length: u64, reply: ReplyData },
-    /// A write.
-    Write { offset: u64, data: Vec<u8>, reply: ReplyWrite },
+    /// A write; `sync` for a file that was opened with O_SYNC or O_DSYNC.
+    Write { offset: u64, data: Vec<u8>, sync: bool, reply: ReplyWrite },
+    /// A write that is done and answered when it is durable.
+    Written { length: u32, reply: ReplyWrite },
     /// A range to be zeroed.
     Discard { offset: u64, length: u64, reply: ReplyEmpty },
     /// An fsync.
@@ -30,13 +33,16 @@ fn errno(code: i32) -> Errno {
 }
 
 impl Parked {
-    /// Does it on the local file and answers the kernel. `result` is what the gate said: 0, or a negative errno.
-    pub fn finish(self, image: &Image, result: i32) {
+    /// Does it on the local file and answers the kernel. `result` is what the gate said: 0, or a negative errno. What
+    /// it hands back must be flushed before it is answered.
+    #[must_use]
+    fn finish(self, image: &Image, result: i32) -> Option<Self> {
         match self {
             Parked::Read { reply, .. } if result < 0 => reply.error(errno(result)),
-            Parked::Write { reply, .. } if result < 0 => reply.error(errno(result)),
+            Parked::Write { reply, .. } | Parked::Written { reply, .. } if result < 0 => reply.error(errno(result)),
             Parked::Discard { reply, .. } | Parked::Flush { reply } if result < 0 => reply.error(errno(result)),
             Parked::Flush { reply } => reply.ok(),
+            Parked::Written { length, reply } => reply.written(length),
             Parked::Read { offset, length, reply } => BUFFER.with_borrow_mut(|buffer| {
                 let length = length as usize;
                 if buffer.len() < length {
@@ -47,10 +53,11 @@ impl Parked {
                     Err(error) => reply.error(report(&error)),
                 }
             }),
-            Parked::Write { offset, data, reply } => {
-                let written = image.write_local(offset, &data);
-                match done(image, Op::Write, offset, data.len() as u64, written) {
-                    Ok(()) => reply.written(data.len() as u32),
+            Parked::Write { offset, data, sync, reply } => {
+                let (length, written) = (data.len() as u32, image.write_local(offset, &data));
+                match done(image, Op::Write, offset, length.into(), written) {
+                    Ok(()) if sync => return Some(Parked::Written { length, reply }),
+                    Ok(()) => reply.written(length),
                     Err(error) => reply.error(report(&error)),
                 }
             }
@@ -62,6 +69,7 @@ impl Parked {
                 }
             }
         }
+        None
     }
 }
 
@@ -78,6 +86,7 @@ fn report(error: &vmstream::Error) -> Errno {
 /// Where operations wait, by tag.
 #[derive(Default)]
 pub struct Parking {
+    tags: AtomicU64,
     waiting: Mutex<HashMap<u64, Place>>,
 }
 
@@ -88,8 +97,41 @@ enum Place {
 }
 
 impl Parking {
+    /// Asks the gate, and finishes the operation now or parks it.
+    pub fn submit(&self, image: &Image, op: Op, offset: u64, length: u64, work: Parked) {
+        let mut next = Some((op, offset, length, work));
+        while let Some((op, offset, length, mut work)) = next.take() {
+            let tag = self.tags.fetch_add(1, Ordering::Relaxed);
+            let result = match image.block_needed_raw(op, offset, length, tag) {
+                Ok(Answer::Ready) => 0,
+                Ok(Answer::Pending) => match self.park(tag, work) {
+                    Some((back, result)) => {
+                        work = back;
+                        result
+                    }
+                    None => return,
+                },
+                // More requests than may be pending: this thread waits for its turn.
+                Err(code) if code == vmstream::error::errno::EAGAIN => {
+                    image.block_wait_raw(op, offset, length).map_or_else(|code| -code, |()| 0)
+                }
+                Err(code) => -code,
+            };
+            next = work.finish(image, result).map(|work| (Op::Flush, 0, 0, work));
+        }
+    }
+
+    /// Answers a parked operation when its completion comes.
+    pub fn complete(&self, image: &Image, completion: Completion) {
+        if let Some(work) = self.take(completion)
+            && let Some(work) = work.finish(image, completion.result)
+        {
+            self.submit(image, Op::Flush, 0, 0, work);
+        }
+    }
+
     /// Parks an operation; hands it back with the result if its completion came already.
-    pub fn park(&self, tag: u64, work: Parked) -> Option<(Parked, i32)> {
+    fn park(&self, tag: u64, work: Parked) -> Option<(Parked, i32)> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match waiting.remove(&tag) {
             Some(Place::Completed(result)) => Some((work, result)),
@@ -101,7 +143,7 @@ impl Parking {
     }
 
     /// Takes the operation that a completion is for; `None` when it is not parked yet, and then `park` hands it back.
-    pub fn take(&self, completion: Completion) -> Option<Parked> {
+    fn take(&self, completion: Completion) -> Option<Parked> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         match waiting.remove(&completion.tag) {
             Some(Place::Parked(work)) => Some(work),
