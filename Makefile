@@ -23,7 +23,7 @@ OUT     := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 MAN_PAGES := $(wildcard docs/man/*.[1-8])
 DOCUMENTS := $(wildcard README.md CHANGELOG.md LICENSE* docs/*.md)
 
-.PHONY: all help build header install uninstall demo test bench nbdkit uml clean
+.PHONY: all help build header install uninstall demo test bench nbdkit qemu uml clean
 
 all: build
 
@@ -34,6 +34,7 @@ help:
 	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
 	@echo 'make uml         build User-Mode Linux with streamed disks, and say how to start it'
 	@echo 'make bench       measure; figures are for this machine only'
+	@echo 'make qemu        build QEMU with the block driver, once, and say where it is'
 	@echo 'make nbdkit      build the plugin of nbdkit and say where it is'
 	@echo 'make header      write include/vmstream.h anew from src/capi'
 	@echo 'make clean       remove what was built'
@@ -89,6 +90,9 @@ uml:
 		echo "  export LD_LIBRARY_PATH=$$(scripts/stage.sh)/lib"; \
 		echo "  $$last/linux ubd0=stream:http://127.0.0.1:8080/disk.img,cache=/tmp/c root=/dev/ubda rw" \
 			'mem=256M con=null con0=fd:0,fd:1 init=/demo/init </dev/null'; }
+
+qemu:
+	@scripts/build-qemu.sh
 
 nbdkit:
 	@scripts/build-nbdkit.sh

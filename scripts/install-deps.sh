@@ -5,6 +5,7 @@
 #   demo    what `make demo` needs: the guest's kernel, tools that make its disk, FUSE
 #   test    what `make test` needs on top of both
 #   uml     what `make uml` needs: a kernel is built
+#   qemu    what `make qemu` needs on top of build
 #   nbdkit  what `make nbdkit` and the test of that plugin need
 #
 # Nothing happens when all commands are found, so every script may call this first. Only missing packages are
@@ -39,6 +40,20 @@ uml:bison:bison
 uml:patch:patch
 uml:xz:xz-utils
 uml:/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
+qemu:dpkg-source:dpkg-dev
+qemu:patch:patch
+qemu:meson:meson
+qemu:ninja:ninja-build
+qemu:python3:python3
+qemu:/usr/include/glib-2.0/glib.h:libglib2.0-dev
+qemu:/usr/include/pixman-1/pixman.h:libpixman-1-dev
+qemu:/usr/include/libfdt.h:libfdt-dev
+qemu:/usr/include/zlib.h:zlib1g-dev
+qemu:/usr/include/libaio.h:libaio-dev
+qemu:/usr/include/liburing.h:liburing-dev
+qemu:/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
+qemu:/usr/share/qemu/linuxboot_dma.bin:qemu-system-data
+qemu:/usr/share/seabios/bios-256k.bin:seabios
 nbdkit:cc:gcc
 nbdkit:make:make
 nbdkit:nbdkit:nbdkit
@@ -48,7 +63,7 @@ nbdkit:qemu-io:qemu-utils
 nbdkit:fio:fio
 "
 
-[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|nbdkit|uml ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|nbdkit|qemu|uml ..." >&2; exit 2; }
 
 present() {
     case $1 in
@@ -71,7 +86,7 @@ for group in "$@"; do
         known=yes
         present "$what" || missing+=("$package")
     done <<<"$needs"
-    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test, nbdkit and uml" >&2; exit 2; }
+    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test, nbdkit, qemu and uml" >&2; exit 2; }
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -82,3 +82,14 @@ source_image() {
         dd if=/dev/zero of="$file" bs=512 seek=$((at * 2048 + 3)) count=2048 conv=notrunc status=none
     done
 }
+
+# need_patched_qemu: QEMU with the vmstream driver, first in PATH. VMSTREAM_QEMU names another build of it.
+need_patched_qemu() {
+    need_command python3 python3
+    local qemu prefix
+    qemu=${VMSTREAM_QEMU:-$("$root/scripts/build-qemu.sh")} || skip "QEMU cannot be built here"
+    prefix=$("$root/scripts/stage.sh")
+    export PATH="$qemu/bin:$PATH" LD_LIBRARY_PATH="$prefix/lib"
+}
+# on NAME COMMAND [ARGUMENTS]: a command to the QMP monitor at $work/NAME.qmp.
+on() { "$root/tests/system/qmp.py" "$work/$1.qmp" "${@:2}"; }

@@ -36,8 +36,11 @@ for range in ${discards//,/ } ${zeroes//,/ }; do
     fallocate --punch-hole --offset "${range%:*}" --length "${range#*:}" "$work/discarded.img"
 done
 discarded_sum=$(sha256sum "$work/discarded.img" | cut -d ' ' -f 1)
-cp "$second" "$work/direct.img"
-python3 "$root/tests/system/guest/direct.py" "$work/direct.img"
+direct=$root/tests/system/guest/direct.py
+python3 "$direct" make "$work/published/direct.img"
+direct_url=${url_of[second-origin]}/direct.img
+cp "$work/published/direct.img" "$work/direct.img"
+python3 "$direct" expected "$work/direct.img"
 direct_sum=$(sha256sum "$work/direct.img" | cut -d ' ' -f 1)
 
 # guest NAME OPTIONS...: a run that must end well; its console in $work/NAME.console.
@@ -88,17 +91,17 @@ cow() {
 
 # Of the sectors of one request some come from the COW file and some from the stream.
 cow_second() {
-    local disk="$work/cow2.$version,stream:$second_url,cache=$work/cow2.cache.$version,fill=off"
+    local disk="$work/cow2.$version,stream:$direct_url,cache=$work/cow2.cache.$version,fill=off"
     guest cow-direct "$root_disk" --disk2 "$disk" --job direct
     same "$version: parallel direct I/O over a COW file is right" "$direct_sum" "$(told cow-direct direct)"
 }
 
 second_disk() {
     local cache="cache=$work/second.$version"
-    guest direct "$root_disk" --disk2 "stream:$second_url,$cache.direct,fill=off" --job direct
+    guest direct "$root_disk" --disk2 "stream:$direct_url,$cache.direct,fill=off" --job direct
     same "$version: parallel direct I/O leaves the right bytes" "$direct_sum" "$(told direct direct)"
     # Room for very few at once: most requests have to be asked again.
-    guest crowded "$root_disk" --disk2 "stream:$second_url,$cache.crowded,fill=off,ring=2,pending_max=2" --job direct
+    guest crowded "$root_disk" --disk2 "stream:$direct_url,$cache.crowded,fill=off,ring=2,pending_max=2" --job direct
     same "$version: and with room for two requests only" "$direct_sum" "$(told crowded direct)"
 
     guest discard "$root_disk" --disk2 "stream:$second_url,$cache.discard,fill=off" --job discard \

@@ -1,0 +1,10 @@
+# Guest devices of the emulator that scripts/build-qemu.sh builds.
+
+CONFIG_I440FX=y
+CONFIG_Q35=y
+CONFIG_SERIAL_ISA=y
+CONFIG_VIRTIO_PCI=y
+CONFIG_VIRTIO_BLK=y
+CONFIG_VIRTIO_SCSI=y
+CONFIG_SCSI=y
+CONFIG_NVME_PCI=y
