@@ -23,7 +23,7 @@ OUT     := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 MAN_PAGES := $(wildcard docs/man/*.[1-8])
 DOCUMENTS := $(wildcard README.md CHANGELOG.md LICENSE* docs/*.md)
 
-.PHONY: all help build header install uninstall demo test bench nbdkit qemu clean
+.PHONY: all help build header install uninstall demo test bench nbdkit qemu uml clean
 
 all: build
 
@@ -32,6 +32,7 @@ help:
 	@echo 'make install     install under PREFIX=$(PREFIX), staged in DESTDIR; also make uninstall'
 	@echo 'make demo        boot a guest from a streamed disk over a slow link, three ways, and compare'
 	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
+	@echo 'make uml         build User-Mode Linux with streamed disks, and say how to start it'
 	@echo 'make bench       measure; figures are for this machine only'
 	@echo 'make qemu        build QEMU with the block driver, once, and say where it is'
 	@echo 'make nbdkit      build the plugin of nbdkit and say where it is'
@@ -80,6 +81,15 @@ test:
 
 bench:
 	$(CARGO) bench
+
+uml:
+	@scripts/build-uml.sh all | { while read -r kernel; do echo "$$kernel/linux"; last=$$kernel; done; \
+		[ -n "$$last" ] || exit 1; \
+		echo; echo 'A guest from a disk on a web server:'; \
+		echo '  $(OUT)/vmstream serve "$$(scripts/build-root.sh)" --rate 25mbit --rtt 50ms &'; \
+		echo "  export LD_LIBRARY_PATH=$$(scripts/stage.sh)/lib"; \
+		echo "  $$last/linux ubd0=stream:http://127.0.0.1:8080/disk.img,cache=/tmp/c root=/dev/ubda rw" \
+			'mem=256M con=null con0=fd:0,fd:1 init=/demo/init </dev/null'; }
 
 qemu:
 	@scripts/build-qemu.sh

@@ -97,5 +97,6 @@ chmod 755 "$tree"
 (cd "$tree" && find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1) >"$work/out/root.sha256"
 mke2fs -q -t ext4 -b 4096 -L vmstream -J size=4 -E lazy_itable_init=0,lazy_journal_init=0 \
     -d "$tree" "$work/out/disk.img" "${size_mib}M" >&2
+for old in "$base/$profile"-*/; do rm -rf "$old"; done
 mv "$work/out" "$final"
 echo "$final"

@@ -4,6 +4,7 @@
 #   build   what `make` needs beside Rust
 #   demo    what `make demo` needs: the guest's kernel, tools that make its disk, FUSE
 #   test    what `make test` needs on top of both
+#   uml     what `make uml` needs: a kernel is built
 #   qemu    what `make qemu` needs on top of build
 #   nbdkit  what `make nbdkit` and the test of that plugin need
 #
@@ -32,6 +33,13 @@ test:depmod:kmod
 test:qemu-system-x86_64:qemu-system-x86
 test:qemu-storage-daemon:qemu-system-common
 test:qemu-io:qemu-utils
+uml:make:make
+uml:bc:bc
+uml:flex:flex
+uml:bison:bison
+uml:patch:patch
+uml:xz:xz-utils
+uml:/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 qemu:dpkg-source:dpkg-dev
 qemu:patch:patch
 qemu:meson:meson
@@ -55,7 +63,7 @@ nbdkit:qemu-io:qemu-utils
 nbdkit:fio:fio
 "
 
-[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|nbdkit|qemu ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|nbdkit|qemu|uml ..." >&2; exit 2; }
 
 present() {
     case $1 in
@@ -78,7 +86,7 @@ for group in "$@"; do
         known=yes
         present "$what" || missing+=("$package")
     done <<<"$needs"
-    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test, nbdkit and qemu" >&2; exit 2; }
+    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test, nbdkit, qemu and uml" >&2; exit 2; }
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

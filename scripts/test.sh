@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export CARGO_TERM_COLOR=never
 
-stage_dependencies() { scripts/install-deps.sh build demo test nbdkit; }
+stage_dependencies() { scripts/install-deps.sh build demo test nbdkit qemu uml; }
 stage_format() { cargo fmt --check; }
 stage_lint() { cargo clippy --all-targets --locked -- -D warnings; }
 stage_documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked; }
@@ -80,9 +80,13 @@ stage_manual() {
     mandoc -Tlint -Wwarning docs/man/*.[1-8]
 }
 
+# What the system tests boot; here, as the first time takes longer than a test may.
+stage_uml_kernels() { scripts/build-uml.sh all; }
+stage_qemu_build() { scripts/build-qemu.sh; }
+
 stage_system() { tests/system/run.sh; }
 
-stages=(dependencies format lint documentation library_alone tests model release_build c install scripts manual system)
+stages=(dependencies format lint documentation library_alone tests model release_build c install scripts manual uml_kernels qemu_build system)
 [ $# = 0 ] || stages=("$@")
 
 # count LOG STATUS: adds what a stage reports to the sums.

@@ -3,6 +3,7 @@
 #
 #   --disk2 FILE     a second disk, /dev/ubdb in the guest
 #   --vhost          DISK and FILE are sockets of vhost-user-blk daemons: /dev/vda and /dev/vdb in the guest
+#   --sync           open the disks with O_SYNC: a kernel that passes no flush on keeps by it what it has synced
 #   --kernel FILE    the kernel (default Debian's, linux.uml)
 #   --init PATH      first program of the guest (default /demo/init)
 #   --job NAME       which job of /demo/jobs the first program runs (default app)
@@ -19,11 +20,12 @@ usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 [ $# -gt 0 ] || usage
 disk=$1; shift
-disk2='' vhost=no kernel=linux.uml init=/demo/init job=app append=() mode=rw mem=256M limit_s=120
+disk2='' vhost=no sync='' kernel=linux.uml init=/demo/init job=app append=() mode=rw mem=256M limit_s=120
 while [ $# -gt 0 ]; do
     case $1 in
         --disk2) disk2=${2:?--disk2 needs a file}; shift 2 ;;
         --vhost) vhost=yes; shift ;;
+        --sync) sync=s; shift ;;
         --kernel) kernel=${2:?--kernel needs a file}; shift 2 ;;
         --init) init=${2:?--init needs a path}; shift 2 ;;
         --job) job=${2:?--job needs a name}; shift 2 ;;
@@ -37,8 +39,8 @@ done
 
 for one in "$disk" ${disk2:+"$disk2"}; do
     case $one in
-        # Not a file: a disk that the kernel itself understands.
-        *:*) ;;
+        # Not a file: what the kernel itself understands, a stream or a COW file and what lies below it.
+        *[:,]*) ;;
         *) [ -r "$one" ] || { echo "uml.sh: cannot read the disk $one" >&2; exit 2; } ;;
     esac
 done
@@ -50,7 +52,7 @@ if [ $vhost = yes ]; then
     # 2 is the number of block devices among virtio's kinds of devices.
     disks=("initrd=$initrd" "virtio_uml.device=$disk:2" ${disk2:+"virtio_uml.device=$disk2:2"})
 else
-    disks=("ubd0=$disk" ${disk2:+"ubd1=$disk2"} root=/dev/ubda)
+    disks=("ubd0$sync=$disk" ${disk2:+"ubd1$sync=$disk2"} root=/dev/ubda)
 fi
 
 # shellcheck source=scripts/machine.sh

@@ -10,7 +10,8 @@ route_attach() {
     mount_disk root-disk "$1" "$2"
     mount_disk second-disk "$3" "$4"
 }
-route_boot() { run_uml "$work/root-disk/disk" --disk2 "$work/second-disk/disk" "$@"; }
+# Synchronous, as this kernel sends no fsync when its guest flushes.
+route_boot() { run_uml "$work/root-disk/disk" --disk2 "$work/second-disk/disk" --sync "$@"; }
 route_detach() {
     check "the root disk unmounts cleanly" unmount root-disk
     check "the second disk unmounts cleanly" unmount second-disk
