@@ -46,7 +46,9 @@ disks=(-device "virtio-blk-pci,drive=root$device")
 
 # shellcheck source=scripts/machine.sh
 . "$here/machine.sh"
-# Nothing that the guest's job does not need: no network card, no screen; its first serial line is the console.
+# Nothing that the guest's job does not need: no network card, no screen; its first serial line is the console. No
+# watchdog either: on a busy host an emulated processor may stand still for long, and the kernel's alarm would be
+# written into the middle of a marker line.
 run_machine "$limit_s" "$qemu" -machine q35,accel=tcg -m "$mem" -nodefaults -no-user-config -no-reboot -display none \
     -serial stdio "$@" "${disks[@]}" -kernel "$kernel/vmlinuz" -initrd "$kernel/initrd" \
-    -append "console=ttyS0 quiet panic=-1 $mode init=$init JOB=$job $append"
+    -append "console=ttyS0 quiet nowatchdog panic=-1 $mode init=$init JOB=$job $append"

@@ -105,12 +105,15 @@ attach
 guest alone --job recheck
 same "without the origin the guest finds its files" "$written" "$(told alone written)"
 same "without the origin every other file is the published one" "$(told read kept)" "$(told alone kept)"
-# Of the sectors of "churn" the guest had told n; one more may have reached the disk.
+# The guest had told of n sectors of "churn". Some more may have reached the disk whose lines were still on their way
+# from the guest to the console when the machine died: in their order, as each was synced before the next.
 for ((i = 1; i <= n; i++)); do sector "churn $i" $((i * 37 + 5)); done
 expected=$(sha256sum "$work/expected.img" | cut -d ' ' -f 1)
-sector "churn $((n + 1))" $(((n + 1) * 37 + 5))
-unsynced=$(sha256sum "$work/expected.img" | cut -d ' ' -f 1)
-[ "$(told alone disk2)" != "$unsynced" ] || expected=$unsynced
+for ((i = n + 1; i <= n + 30; i++)); do
+    [ "$(told alone disk2)" != "$expected" ] || break
+    sector "churn $i" $((i * 37 + 5))
+    expected=$(sha256sum "$work/expected.img" | cut -d ' ' -f 1)
+done
 same "without the origin the second disk is whole" "$expected" "$(told alone disk2)"
 route_detach
 finish
