@@ -97,6 +97,7 @@ chmod 755 "$tree"
 (cd "$tree" && find . -xdev -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d ' ' -f 1) >"$work/out/root.sha256"
 mke2fs -q -t ext4 -b 4096 -L vmstream -J size=4 -E lazy_itable_init=0,lazy_journal_init=0 \
     -d "$tree" "$work/out/disk.img" "${size_mib}M" >&2
-for old in "$base/$profile"-*/; do rm -rf "$old"; done
+# Those of other versions of this tree may be in use; what nobody has made for a month is forgotten.
+find "$base" -maxdepth 1 -type d -name "$profile-*" -mtime +30 -exec rm -rf {} +
 mv "$work/out" "$final"
 echo "$final"
