@@ -29,6 +29,28 @@ impl Prefetch {
     }
 }
 
+/// Where the sessions of an image are recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sessions {
+    /// In the cache, if there is one.
+    Beside,
+    /// Nowhere.
+    Off,
+    /// In this directory.
+    In(PathBuf),
+}
+
+impl Sessions {
+    /// Reads the name of a directory, or `off`.
+    pub fn parse(key: &str, value: &str) -> Result<Self> {
+        match value {
+            "" => Err(Error::option(key, value, "must be a directory or off")),
+            "off" => Ok(Self::Off),
+            path => Ok(Self::In(PathBuf::from(path))),
+        }
+    }
+}
+
 /// Options of HTTP sources.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
@@ -65,7 +87,7 @@ pub struct Config {
     pub block_bytes_given: bool,
     /// `read_only=on`: guest writes are refused.
     pub read_only: bool,
-    /// `connections=8`: fetch threads, each with a connection of its own.
+    /// `connections=16`: fetch threads, each with a connection of its own.
     pub connections: usize,
     /// `prefetch=readahead|none`.
     pub prefetch: Prefetch,
@@ -85,6 +107,12 @@ pub struct Config {
     pub open_timeout: Duration,
     /// `checkpoint=1s`: at most so long passes until what arrived is durable, while data flows.
     pub checkpoint: Duration,
+    /// `model=FILE`: what earlier sessions of this image have taught, to follow the guest by.
+    pub model: Option<PathBuf>,
+    /// `sessions=DIR|off`: where what the guest asks for is recorded; without it in `sessions` of the cache.
+    pub sessions: Sessions,
+    /// `sessions_max=64M`: bytes of all sessions in that directory; the oldest go.
+    pub sessions_bytes_max: u64,
     /// `ring=1024`: misses that may wait for the engine, a power of two.
     pub ring: usize,
     /// `pending_max=16384`: requests that may be unanswered at once.
@@ -109,7 +137,7 @@ impl Default for Config {
             block_bytes: BLOCK_BYTES_DEFAULT,
             block_bytes_given: false,
             read_only: false,
-            connections: 8,
+            connections: 16,
             prefetch: Prefetch::Readahead,
             fill: true,
             fill_given: false,
@@ -119,12 +147,17 @@ impl Default for Config {
             retry_max: Duration::from_secs(5),
             open_timeout: Duration::from_secs(30),
             checkpoint: Duration::from_secs(1),
+            model: None,
+            sessions: Sessions::Beside,
+            sessions_bytes_max: 64 << 20,
             ring: 1024,
             pending_max: 16 << 10,
         }
     }
 }
 
+/// Least room for sessions, in bytes: a quarter of it, which one session gets, still holds the boot of a small guest.
+const SESSIONS_BYTES_MIN: u64 = 256 << 10;
 /// Most fetch threads an image may have.
 pub const CONNECTIONS_MAX: usize = 63;
 
@@ -171,6 +204,7 @@ impl Config {
             "connect_timeout" => self.http.connect_timeout = duration_positive(key, value)?,
             "stall_timeout" => self.http.stall_timeout = duration_positive(key, value)?,
             "fault" => self.fault = Some(value.to_owned()),
+            "model" => self.model = Some(PathBuf::from(value)),
             "cache" => self.cache = Some(PathBuf::from(value)),
             "file" => self.file = Some(PathBuf::from(value)),
             "block_size" => {
@@ -190,6 +224,13 @@ impl Config {
             "retry_max" => self.retry_max = duration_positive(key, value)?,
             "open_timeout" => self.open_timeout = parse_duration(key, value)?,
             "checkpoint" => self.checkpoint = duration_positive(key, value)?,
+            "sessions" => self.sessions = Sessions::parse(key, value)?,
+            "sessions_max" => {
+                self.sessions_bytes_max = parse_size(key, value)?;
+                if self.sessions_bytes_max < SESSIONS_BYTES_MIN {
+                    return Err(bad("must be at least 256K; sessions=off records nothing"));
+                }
+            }
             "ring" => {
                 self.ring = number(key, value, 2, 1 << 20)?;
                 if !self.ring.is_power_of_two() {
@@ -301,6 +342,8 @@ mod tests {
             ("retry_min=3 parsecs", "duration"),
             ("block_size=4Q", "size"),
             ("ring=3", "power of two"),
+            ("sessions=", "directory or off"),
+            ("sessions_max=255K", "at least 256K"),
             ("plain", "key=value"),
         ] {
             let text = Config::parse(["source=pattern:1M", option]).unwrap_err().to_string();

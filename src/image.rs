@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::block::Geometry;
@@ -10,7 +10,10 @@ use crate::config::{Config, Prefetch, parse_duration, parse_switch};
 use crate::engine::Engine;
 use crate::error::{Error, Result, errno};
 use crate::gate::{Answer, Gate, Op};
+use crate::model::Model;
 use crate::notify::{Completion, CompletionQueue, Notifier};
+use crate::predictor::Predictor;
+use crate::session::{self, Subject};
 use crate::source::{self, Source};
 use crate::stats::{Forecast, Stats};
 use crate::store::{Cache, Place};
@@ -125,7 +128,13 @@ impl Image {
             gate.states.resident_count() * geometry.block_bytes(),
             store.path().map_or("a temporary file".into(), |path| path.to_string_lossy())
         );
-        let engine = Engine::start(gate, store, journal, source, notifier, &config)?;
+        let sessions = session::Directory::of(&config);
+        let writer = sessions.map(|directory| session::Writer::new(directory, Subject::now(&identity, geometry)));
+        let predictor = config.model.as_deref().and_then(|path| predictor(path, geometry));
+        let engine = Engine::start(gate, store, journal, source, notifier, writer, &config)?;
+        if let Some(predictor) = predictor {
+            engine.change(|planner| planner.set_foresight(Some(Box::new(predictor))));
+        }
         Ok(Self { engine, map: OnceLock::new(), opened: Moment::now() })
     }
 
@@ -352,8 +361,9 @@ impl Image {
         Forecast { stall_risk: 1.0 - (-stalls_s * horizon.as_secs_f64()).exp(), complete_in, missing_bytes }
     }
 
-    /// Names this moment of the session, for people who read its record.
+    /// Names this moment of the session, for people who read its record. A name longer than 256 bytes is cut.
     pub fn mark(&self, name: &str) {
+        self.engine.mark(name);
         log::info!("mark after {:.3} s: {name}", Moment::now().since(self.opened).as_secs_f64());
     }
 
@@ -423,4 +433,22 @@ fn open_source_aside(config: &Config, pinned: Option<&source::Identity>) -> Resu
         let opener = opener.map_err(|e| Error::io("cannot start thread vms-open", e))?;
         opener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// The guest of an image followed by the model in a file. A model is a help and nothing more: one that cannot be used is
+/// told of, and streaming goes on without it.
+fn predictor(path: &Path, geometry: Geometry) -> Option<Predictor> {
+    let model = Model::load(path).inspect_err(|error| log::warn!("no prediction: {error}")).ok()?;
+    if model.geometry() != geometry {
+        log::warn!(
+            "no prediction: the model {} is one of an image of {} bytes in blocks of {}, this one has {} in blocks of {}",
+            path.display(),
+            model.geometry().size(),
+            model.geometry().block_bytes(),
+            geometry.size(),
+            geometry.block_bytes()
+        );
+        return None;
+    }
+    Some(Predictor::new(Arc::new(model)))
 }

@@ -22,7 +22,8 @@
 //! block is safe.
 //!
 //! All options are `key=value` strings; [`config::Config`] lists them. The source is `source=URL`, see [`source`];
-//! with `cache=DIR` what arrives is kept across sessions, see [`store`]. A link that is down is not an error: requests
+//! with `cache=DIR` what arrives is kept across sessions, see [`store`], and what the guest asks for is recorded, see
+//! [`session`]. A link that is down is not an error: requests
 //! wait, and [`Image::stats`] shows it.
 //!
 //! The modules below [`Image`] are public for those who bring a transport of their own ([`Image::open_source`]), for
@@ -83,8 +84,12 @@ pub mod error;
 pub mod gate;
 mod image;
 pub mod link;
+pub mod model;
 pub mod notify;
 pub mod planner;
+pub mod predictor;
+pub mod replay;
+pub mod session;
 pub mod source;
 pub mod stats;
 pub mod store;

@@ -20,9 +20,13 @@ pub const WINDOW_MAX: u64 = 64 << 20;
 const RATE_MEMORY: Duration = Duration::from_secs(5);
 /// After so long without an undisturbed sample the round-trip time is measured on purpose.
 const ROUND_TRIP_MEMORY: Duration = Duration::from_secs(15);
-/// Growth of the rate below this in [`STARTUP_ROUNDS`] samples on end ends the start phase.
+/// Growth of the rate below this in [`STARTUP_ROUNDS`] rounds on end ends the start phase.
 const STARTUP_GROWTH: f64 = 1.15;
 const STARTUP_ROUNDS: u32 = 3;
+/// One round in so many has a larger window, to notice when the link has become faster, or was never full.
+const PROBE_ROUNDS: u32 = 8;
+/// How much larger.
+const PROBE_GAIN: f64 = 1.25;
 
 /// What a fetch remembers of its start.
 #[derive(Clone, Copy, Debug)]
@@ -44,9 +48,16 @@ pub struct Link {
     rate_turned: Moment,
     round_trip: Option<Duration>,
     round_trip_at: Moment,
-    /// Samples without growth; the start phase doubles the window until there are enough.
+    /// Rounds without growth; the start phase doubles the window until there are enough.
     flat: u32,
     best: f64,
+    /// A round is over when a fetch ends that began after this much had been delivered: then all that the window of the
+    /// round before let out has come back.
+    round_end: u64,
+    rounds: u32,
+    /// The greatest rate seen in this round, and whether the link was full in it.
+    round_best: f64,
+    round_filled: bool,
 }
 
 impl Link {
@@ -85,12 +96,24 @@ impl Link {
         if token.filled || rate > self.rate() {
             self.rate_now = self.rate_now.max(rate);
         }
-        if rate > self.best * STARTUP_GROWTH {
-            self.best = rate;
+        self.round_best = self.round_best.max(rate);
+        self.round_filled |= token.filled;
+        if token.delivered >= self.round_end {
+            self.end_round();
+        }
+    }
+
+    fn end_round(&mut self) {
+        if self.round_best > self.best * STARTUP_GROWTH {
+            self.best = self.round_best;
             self.flat = 0;
-        } else if token.filled {
+        } else if self.round_filled {
             self.flat = (self.flat + 1).min(STARTUP_ROUNDS);
         }
+        self.rounds = self.rounds.wrapping_add(1);
+        self.round_end = self.delivered;
+        self.round_best = 0.0;
+        self.round_filled = false;
     }
 
     fn round_trip_sample(&mut self, sample: Duration, clean: bool, now: Moment) {
@@ -122,7 +145,11 @@ impl Link {
 
     /// Bytes to have on the way, all classes together.
     pub fn window(&self) -> u64 {
-        let gain = if self.flat < STARTUP_ROUNDS { 2.0 } else { 1.0 };
+        let gain = match self.rounds % PROBE_ROUNDS {
+            _ if self.flat < STARTUP_ROUNDS => 2.0,
+            0 => PROBE_GAIN,
+            _ => 1.0,
+        };
         let trip = self.round_trip.unwrap_or_default().as_secs_f64() * gain + QUEUE_TARGET.as_secs_f64();
         ((self.rate() * trip) as u64).clamp(WINDOW_MIN, WINDOW_MAX)
     }

@@ -5,7 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vmstream::error::errno;
+use vmstream::model::{Limits, Trainer};
 use vmstream::notify::{CompletionQueue, Notifier};
+use vmstream::session;
 use vmstream::source::fault::Injected;
 use vmstream::source::pattern::fill;
 use vmstream::source::{FaultControl, FaultSource, PatternSource};
@@ -317,4 +319,51 @@ fn options_change_while_the_image_is_open() {
     assert!(image.set("cache", "/x").unwrap_err().to_string().contains("cannot be changed"));
     let forecast = image.forecast(Duration::from_secs(10));
     assert_eq!((forecast.missing_bytes, forecast.stall_risk), (0, 0.0));
+}
+
+/// A model of sessions that read one block and then, elsewhere, some others.
+fn model(size: u64) -> Vec<u8> {
+    let mut text = format!("# vmtrace 1 size={size} block=4096\n1000 R 0 4096\n");
+    for (at, block) in (2000..).step_by(1000).zip([700, 300, 301, 900, 500]) {
+        text += &format!("{at} R {} 4096\n", block * 4096);
+    }
+    let session = session::text::parse("made up", text.as_bytes()).unwrap();
+    let mut trainer = Trainer::new(session.geometry, Limits::default());
+    trainer.add(&session).unwrap();
+    trainer.finish_file().1
+}
+
+#[test]
+fn a_guest_is_followed_by_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.vmm");
+    std::fs::write(&path, model(4 << 20)).unwrap();
+    let option = format!("model={}", path.display());
+    let image = Image::open(["source=pattern:4M", "fill=off", &option]).unwrap();
+    image.block_wait(Op::Read, 0, 4096).unwrap();
+    // Nobody asks for them; they come by themselves.
+    for block in [700, 300, 301, 900, 500u64] {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !image.resident(block * 4096, 4096).unwrap().0 {
+            assert!(Instant::now() < deadline, "block {block} did not come");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    assert!(!image.resident(600 * 4096, 4096).unwrap().0, "and nothing else does");
+    image.close().unwrap();
+}
+
+#[test]
+fn a_model_that_cannot_be_used_does_not_keep_an_image_from_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.vmm");
+    let option = format!("model={}", path.display());
+    for content in [None, Some(b"no model".to_vec()), Some(model(8 << 20))] {
+        if let Some(content) = content {
+            std::fs::write(&path, content).unwrap();
+        }
+        let image = Image::open(["source=pattern:4M", "fill=off", &option]).unwrap();
+        image.block_wait(Op::Read, 0, 4096).unwrap();
+        image.close().unwrap();
+    }
 }

@@ -12,6 +12,7 @@
 //! | [`demand_http`] | and to a bare GET of the same range? |
 //! | [`fetch`] | is a whole image as fast as `curl`, and is a slow link full? |
 //! | [`sparse`] | does a huge image cost only what is used of it? |
+//! | [`model`] | what does training cost, and how soon is a model there? |
 //! | [`demand_under_fill`] | how long does a guest wait behind the fill? |
 
 mod allocations;
@@ -21,6 +22,7 @@ mod dice;
 mod fetch;
 mod gate;
 mod miss;
+mod model;
 mod origin;
 mod samples;
 mod sparse;
@@ -30,10 +32,11 @@ mod table;
 use std::process::{Command, ExitCode};
 
 /// The parts in the order in which they run, the short ones first.
-const PARTS: [(&str, fn()); 6] = [
+const PARTS: [(&str, fn()); 7] = [
     ("gate", gate::run),
     ("miss", miss::run),
     ("sparse", sparse::run),
+    ("model", model::run),
     ("demand_http", demand_http::run),
     ("demand_under_fill", demand_under_fill::run),
     ("fetch", fetch::run),

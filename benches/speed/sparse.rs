@@ -66,7 +66,7 @@ pub fn run() {
 }
 
 /// Most memory this process ever had resident, files mapped included, in MiB.
-fn peak_mib() -> f64 {
+pub fn peak_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let kib =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")).map(|rest| rest.trim().trim_end_matches(" kB"));

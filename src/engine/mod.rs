@@ -7,7 +7,8 @@
 //! costs four. The gate never takes this lock.
 //!
 //! The *engine thread* owns the time: deadlines, back-off, checkpoints, notes of hits; and it serves misses while all
-//! workers are inside the network. The *syncer* owns the journal.
+//! workers are inside the network. The *syncer* owns the journal
+//! and the file in which the session is recorded.
 
 mod landing;
 mod syncer;
@@ -28,6 +29,7 @@ use crate::error::{Error, Result, errno};
 use crate::gate::{ENGINE_SEAT, Gate, Op, Reply, State};
 use crate::notify::{Completion, Notifier};
 use crate::planner::{Action, Blocks, Class, Event, FetchId, Planner, RequestId};
+use crate::session::{Recorder, Writer};
 use crate::source::Source;
 use crate::store::{Journal, Store};
 use crate::sys::with_signals_blocked;
@@ -70,6 +72,8 @@ struct Core {
     /// Bytes that arrived since somebody last asked for that.
     fresh: u64,
     notes_seen: bool,
+    /// What the guest does, on its way to the syncer.
+    recorder: Recorder,
 }
 
 /// What all threads of an image share.
@@ -131,7 +135,9 @@ impl Shared {
             core.planner.on(Event::WritesEnded, now, &self.gate, &mut actions);
         }
         while let Some(note) = self.gate.next_note() {
-            core.planner.on(Event::Touched(note.range), now, &self.gate, &mut actions);
+            let range = self.gate.geometry().touched(note.offset, note.length);
+            core.planner.on(Event::Touched(range), now, &self.gate, &mut actions);
+            core.recorder.touched(note.op, note.offset, note.length, note.at);
             core.notes_seen = true;
             core.checkpoint_at.get_or_insert(now + self.checkpoint);
         }
@@ -139,6 +145,7 @@ impl Shared {
         if canceled {
             answers.extend(core.replies.drain().map(|(_, reply)| (reply, -errno::ECANCELED)));
             core.jobs.clear();
+            core.recorder.all_answered(now);
         }
         while let Some(miss) = self.gate.next_miss() {
             self.counters.misses.add(1);
@@ -156,6 +163,7 @@ impl Shared {
             core.requests += 1;
             let id = RequestId(core.requests);
             core.replies.insert(id, miss.reply);
+            core.recorder.asked(id.0, miss.op, miss.offset, miss.length, now);
             let request = Planner::request(self.gate.geometry(), miss.op, miss.offset, miss.length, now);
             self.gate.states.touch(request.touched);
             core.planner.on(Event::Needed(id, request), now, &self.gate, &mut actions);
@@ -165,16 +173,21 @@ impl Shared {
         }
         for action in actions.drain(..) {
             match action {
-                Action::Complete(id, result) => answers.extend(core.replies.remove(&id).map(|reply| (reply, result))),
+                Action::Complete(id, result) => {
+                    answers.extend(core.replies.remove(&id).map(|reply| (reply, result)));
+                    core.recorder.answered(id.0, now);
+                }
                 Action::Fetch(fetch, range, Class::Demand) => core.jobs.push_front(Job { fetch, range }),
-                Action::Fetch(fetch, range, Class::Prefetch) => core.jobs.push_back(Job { fetch, range }),
+                Action::Fetch(fetch, range, Class::Prefetch | Class::Fill) => core.jobs.push_back(Job { fetch, range }),
             }
         }
         core.actions = actions;
         self.jobs.store(core.jobs.len(), Ordering::Release);
-        if self.deadline(core).is_some_and(|at| at < core.engine_wakes)
-            || core.checkpoint_at.is_some_and(|at| at < core.engine_wakes)
-        {
+        let events = core.recorder.take_due(now);
+        if !events.is_empty() {
+            let _ = self.sync.send(SyncJob::Record(events)); // fails only while the image is closing
+        }
+        if self.deadline(core) < core.engine_wakes {
             core.engine_wakes = now; // it will set this itself
             self.poke_engine();
         }
@@ -186,9 +199,11 @@ impl Shared {
         self.gate.signal.ring_seat(ENGINE_SEAT);
     }
 
-    /// When the planner wants another turn; never once nobody waits for one.
-    fn deadline(&self, core: &Core) -> Option<Moment> {
-        if self.gate.is_closed() { None } else { core.planner.deadline() }
+    /// When the engine thread has something to do even if nothing happens. The planner wants no more turns once nobody
+    /// waits for one.
+    fn deadline(&self, core: &Core) -> Moment {
+        let planner = if self.gate.is_closed() { None } else { core.planner.deadline() };
+        [planner, core.checkpoint_at, core.recorder.deadline()].into_iter().flatten().min().unwrap_or(NEVER)
     }
 
     /// Gives answers. Never under the core's lock: a callback may take its time or call the gate.
@@ -250,19 +265,20 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts the threads.
+    /// Starts the threads. `writer` is for the record of the session, which begins now.
     pub fn start(
         gate: Gate,
         store: Store,
         journal: Journal,
         source: Box<dyn Source>,
         notifier: Notifier,
+        writer: Option<Writer>,
         config: &Config,
     ) -> Result<Self> {
         let (sync, sync_jobs) = unbounded();
-        let seed = Moment::now().0;
+        let now = Moment::now();
         let core = Core {
-            planner: Planner::new(gate.geometry(), config, seed),
+            planner: Planner::new(gate.geometry(), config, now.0),
             requests: 0,
             replies: HashMap::new(),
             jobs: VecDeque::new(),
@@ -271,6 +287,7 @@ impl Engine {
             checkpoint_at: None,
             fresh: 0,
             notes_seen: false,
+            recorder: Recorder::new(now, writer.is_some()),
         };
         let shared = Arc::new(Shared {
             gate,
@@ -289,7 +306,7 @@ impl Engine {
         });
         let engine = Self { shared, threads: Mutex::default(), syncer: Mutex::default(), own: Mutex::default() };
         let shared = engine.shared.clone();
-        let syncer = spawn("vms-sync", move || syncer::run(&shared, journal, &sync_jobs))?;
+        let syncer = spawn("vms-sync", move || syncer::run(&shared, journal, writer, &sync_jobs))?;
         lock(&engine.own).push(syncer.thread().id());
         *lock(&engine.syncer) = Some(syncer);
         for lane in 0..config.connections {
@@ -314,6 +331,12 @@ impl Engine {
     /// Changes the planner, between two turns, and has it decide anew.
     pub fn change(&self, change: impl FnOnce(&mut Planner)) {
         change(&mut lock(&self.shared.core).planner);
+        self.shared.poke_engine();
+    }
+
+    /// Names this moment in the record of the session, if there is one.
+    pub fn mark(&self, name: &str) {
+        lock(&self.shared.core).recorder.mark(name, Moment::now());
         self.shared.poke_engine();
     }
 
@@ -370,6 +393,7 @@ impl Engine {
             // A panic in a thread was reported when it happened.
             let _ = thread.join();
         }
+        let _ = shared.sync.send(SyncJob::Record(lock(&shared.core).recorder.take_all(Moment::now())));
         // The syncer answers flushes that came before this, then stops.
         let _ = shared.sync.send(SyncJob::Stop);
         let syncer = lock(&self.syncer).take();
@@ -426,7 +450,7 @@ fn run(shared: &Shared) {
                 }
                 core.planner.look_for_gaps();
             }
-            let mut wakes = shared.deadline(core).unwrap_or(NEVER).min(core.checkpoint_at.unwrap_or(NEVER));
+            let mut wakes = shared.deadline(core);
             let notes_seen = std::mem::take(&mut core.notes_seen);
             if notes_seen {
                 wakes = wakes.min(now + NOTES_BATCH);

@@ -1,10 +1,12 @@
-//! The syncer: the one owner of the journal. Bytes first, then the fact, then the answer.
+//! The syncer: the one owner of the journal. Bytes first, then the fact, then the answer. As it may wait for a disk anyway,
+//! it also writes the record of the session.
 
 use crossbeam::channel::Receiver;
 
 use super::{Answer, Shared};
 use crate::error::Result;
 use crate::gate::Reply;
+use crate::session::{Event, Writer};
 use crate::store::Journal;
 
 /// What the syncer is asked for.
@@ -14,46 +16,66 @@ pub(super) enum SyncJob {
     Flush(Reply),
     /// Make durable what arrived.
     Checkpoint,
+    /// Append this to the record of the session.
+    Record(Vec<Event>),
     /// Make durable what arrived, and end.
     Stop,
 }
 
 /// Body of the syncer thread. Answers the journal and how the last sync went.
-pub(super) fn run(shared: &Shared, mut journal: Journal, jobs: &Receiver<SyncJob>) -> (Journal, Result<()>) {
+pub(super) fn run(
+    shared: &Shared,
+    mut journal: Journal,
+    mut writer: Option<Writer>,
+    jobs: &Receiver<SyncJob>,
+) -> (Journal, Result<()>) {
     let mut last = Ok(());
     let mut answers: Vec<Answer> = Vec::new();
     let mut complete = false;
     while let Ok(first) = jobs.recv() {
         // Everything that waits is served by one sync: it began after all of them were asked for.
-        let mut stop = false;
+        let (mut wanted, mut stop) = (false, false);
         let mut flushes = Vec::new();
+        let mut events = Vec::new();
         for job in std::iter::once(first).chain(jobs.try_iter()) {
             match job {
                 SyncJob::Flush(reply) => flushes.push(reply),
-                SyncJob::Checkpoint => {}
+                SyncJob::Checkpoint => wanted = true,
+                SyncJob::Record(mut more) => events.append(&mut more),
                 SyncJob::Stop => stop = true,
             }
         }
-        let result = sync(shared, &mut journal, !flushes.is_empty());
-        let code = match &result {
-            Ok(()) => 0,
-            Err(error) => {
-                shared.report(log::Level::Error, error.to_string());
-                -error.errno()
+        if wanted || stop || !flushes.is_empty() {
+            last = serve(shared, &mut journal, flushes, &mut answers);
+            if last.is_ok() && !complete && shared.gate.states.resident_count() == shared.gate.geometry().blocks() {
+                complete = true;
+                log::info!("{}: complete; the origin is no longer needed", shared.source.name());
             }
-        };
-        answers.extend(flushes.into_iter().map(|reply| (reply, code)));
-        shared.answer(&mut answers);
-        if result.is_ok() && !complete && shared.gate.states.resident_count() == shared.gate.geometry().blocks() {
-            complete = true;
-            log::info!("{}: complete; the origin is no longer needed", shared.source.name());
         }
-        last = result;
+        // Afterwards: no flush shall wait for it.
+        if let Some(writer) = &mut writer {
+            writer.write(&events);
+        }
         if stop {
             break;
         }
     }
     (journal, last)
+}
+
+/// Syncs, and answers the flushes that waited for it.
+fn serve(shared: &Shared, journal: &mut Journal, flushes: Vec<Reply>, answers: &mut Vec<Answer>) -> Result<()> {
+    let result = sync(shared, journal, !flushes.is_empty());
+    let code = match &result {
+        Ok(()) => 0,
+        Err(error) => {
+            shared.report(log::Level::Error, error.to_string());
+            -error.errno()
+        }
+    };
+    answers.extend(flushes.into_iter().map(|reply| (reply, code)));
+    shared.answer(answers);
+    result
 }
 
 /// `flush`: a guest asked, so its rewritten blocks must reach the disk too, not only what is new to the journal.

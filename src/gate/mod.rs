@@ -40,7 +40,7 @@ pub enum Op {
 }
 
 impl Op {
-    fn from_bits(bits: u64) -> Self {
+    pub(crate) fn from_bits(bits: u64) -> Self {
         match bits & 3 {
             1 => Op::Write,
             2 => Op::Discard,
@@ -86,8 +86,10 @@ pub struct Miss {
 pub struct Note {
     /// What the guest does.
     pub op: Op,
-    /// The blocks.
-    pub range: BlockRange,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
     /// When.
     pub at: Moment,
 }
@@ -250,7 +252,7 @@ impl Gate {
         match self.states.look(range) {
             Look::Known => Ok(true),
             Look::First => {
-                self.note(op, range);
+                self.note(op, offset, length);
                 Ok(true)
             }
             Look::Missing if op == Op::Read => Ok(false),
@@ -275,15 +277,15 @@ impl Gate {
             self.write_ended(); // a claim taken back may be what somebody waits for
             return false;
         }
-        self.note(op, range);
+        self.note(op, offset, length);
         true
     }
 
     #[cold]
-    fn note(&self, op: Op, range: BlockRange) {
-        self.states.touch(range);
+    fn note(&self, op: Op, offset: u64, length: u64) {
+        self.states.touch(self.geometry.touched(offset, length));
         self.first_hits.fetch_add(1, Ordering::Relaxed);
-        if self.notes.push([op as u64, range.start.0, range.end.0, Moment::now().0])
+        if self.notes.push([op as u64, offset, length, Moment::now().0])
             && self.notes_wanted.load(Ordering::Relaxed)
             && self.notes_wanted.swap(false, Ordering::AcqRel)
         {
@@ -353,8 +355,8 @@ impl Gate {
 
     /// The next note of a first touch.
     pub fn next_note(&self) -> Option<Note> {
-        let [op, start, end, at] = self.notes.pop()?;
-        Some(Note { op: Op::from_bits(op), range: BlockRange::new(start, end), at: Moment(at) })
+        let [op, offset, length, at] = self.notes.pop()?;
+        Some(Note { op: Op::from_bits(op), offset, length, at: Moment(at) })
     }
 
     /// Asks that the next note wakes the engine.

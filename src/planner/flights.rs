@@ -14,8 +14,10 @@ pub struct FetchId(pub u64);
 pub enum Class {
     /// A guest waits for it.
     Demand,
-    /// A guest may want it.
+    /// A guest may want it soon.
     Prefetch,
+    /// It is missing in the image, and the link has nothing better to do.
+    Fill,
 }
 
 /// One fetch under way.
@@ -72,7 +74,7 @@ impl Flights {
         let id = FetchId(self.made);
         self.by_id.insert(id, Flight { range, next: range.start, class, token });
         self.by_next.insert(range.start.0, id);
-        self.prefetch += usize::from(class == Class::Prefetch);
+        self.prefetch += usize::from(class != Class::Demand);
         id
     }
 
@@ -95,7 +97,7 @@ impl Flights {
         if !flight.rest().is_empty() {
             self.by_next.remove(&flight.next.0);
         }
-        self.prefetch -= usize::from(flight.class == Class::Prefetch);
+        self.prefetch -= usize::from(flight.class != Class::Demand);
         Some(flight)
     }
 
@@ -117,7 +119,7 @@ impl Flights {
         let Some(next) = self.covering(BlockRange::one(block)).map(|f| f.next.0) else { return };
         let flight = self.by_next.get(&next).and_then(|id| self.by_id.get_mut(id));
         if let Some(flight) = flight
-            && flight.class == Class::Prefetch
+            && flight.class != Class::Demand
         {
             flight.class = Class::Demand;
             self.prefetch -= 1;

@@ -16,6 +16,7 @@ mod flights;
 mod issue;
 #[cfg(all(test, vmstream_shuttle))]
 mod model;
+mod prefetch;
 mod readahead;
 #[cfg(all(test, not(vmstream_shuttle)))]
 mod simulation;
@@ -24,13 +25,14 @@ use std::time::Duration;
 
 pub use demand::{Blocks, Request, RequestId};
 pub use flights::{Class, FetchId};
-pub use issue::PREFETCH_RESERVE;
+pub use prefetch::PREFETCH_RESERVE;
 
 use crate::block::{BlockRange, Geometry};
 use crate::config::{Config, Prefetch};
 use crate::error::errno;
 use crate::gate::Op;
 use crate::link::Link;
+use crate::predictor::Foresight;
 use crate::time::Moment;
 use backoff::Backoff;
 use demand::Demand;
@@ -112,6 +114,12 @@ pub struct Planner {
     demand: Demand,
     backoff: Backoff,
     readahead: Readahead,
+    foresight: Option<Box<dyn Foresight>>,
+    /// When the candidates were renewed, and how many of them were dealt with since.
+    foreseen_at: Moment,
+    candidate: usize,
+    /// The guest waited for something since.
+    missed: bool,
     fill: Fill,
     failed: bool,
     full_until: Option<Moment>,
@@ -136,6 +144,10 @@ impl Planner {
             demand: Demand::default(),
             backoff: Backoff::new(config.retry_min, config.retry_max, seed),
             readahead: Readahead::default(),
+            foresight: None,
+            foreseen_at: Moment::default(),
+            candidate: 0,
+            missed: true,
             fill: Fill::default(),
             failed: false,
             full_until: None,
@@ -150,7 +162,7 @@ impl Planner {
     pub fn on(&mut self, event: Event, now: Moment, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
         match event {
             Event::Needed(id, request) => self.needed(id, request, blocks, actions),
-            Event::Touched(range) => self.touched(range, false),
+            Event::Touched(range) => self.touched(range, false, now),
             Event::Arrived(fetch, range) => {
                 if let Some(flight) = self.flights.advance(fetch, range.end) {
                     self.link.arrive(&mut flight.token, self.geometry.length(range), now);
@@ -176,7 +188,8 @@ impl Planner {
     }
 
     fn needed(&mut self, id: RequestId, request: Request, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
-        self.touched(request.touched, request.op == Op::Read);
+        self.missed = true;
+        self.touched(request.touched, request.op == Op::Read, request.since);
         if self.demand.add(id, request, blocks) {
             actions.push(Action::Complete(id, 0));
             return;
@@ -188,8 +201,11 @@ impl Planner {
         }
     }
 
-    fn touched(&mut self, range: BlockRange, missed: bool) {
-        if self.prefetch == Prefetch::Readahead {
+    fn touched(&mut self, range: BlockRange, missed: bool, now: Moment) {
+        if let Some(foresight) = &mut self.foresight {
+            foresight.touch(range, now);
+        }
+        if self.prefetch == Prefetch::Readahead && !self.foresight.as_ref().is_some_and(|f| f.knows(range)) {
             self.readahead.touch(range, missed, &self.link, self.geometry.block_bytes());
         }
     }
@@ -309,6 +325,12 @@ impl Planner {
     /// Has the fill look at the whole image again, in case a block became absent because a guest's write failed.
     pub fn look_for_gaps(&mut self) {
         self.fill.changed();
+    }
+
+    /// Follows the guest with this from now on.
+    pub fn set_foresight(&mut self, foresight: Option<Box<dyn Foresight>>) {
+        self.foresight = foresight;
+        self.missed = true;
     }
 
     /// Switches prefetch at run time.

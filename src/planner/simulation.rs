@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::issue::CHUNK_MAX;
+use super::prefetch::CHUNK_MAX;
 use super::*;
 use crate::block::Block;
 use crate::gate::State;
@@ -245,9 +245,10 @@ impl World {
             assert!(!rest.overlaps(range), "{range:?} is on its way already");
         }
         let on_the_way = self.transfers.values().map(|t| (t.range.end.0 - t.next) * 4096).sum::<u64>();
-        if class == Class::Prefetch && !self.planner.bulk {
-            let bound = self.planner.link.window().max(CHUNK_MAX.min(range.len() * 4096));
-            assert!(on_the_way == 0 || on_the_way + range.len() * 4096 <= bound, "prefetch beyond the window");
+        if class != Class::Demand && !self.planner.bulk {
+            let bound = self.planner.link.window();
+            assert!(range.len() * 4096 <= CHUNK_MAX);
+            assert!(on_the_way < bound, "prefetch on a link that is full");
         }
         self.transfers.insert(id, Transfer { range, next: range.start.0 });
         assert!(self.transfers.len() <= self.connections, "more fetches than connections");

@@ -82,4 +82,5 @@ pub use inspect::{Summary, inspect};
 pub use journal::Journal;
 pub use lock::Holder;
 pub use place::Place;
+pub(crate) use record::{put_varint, take_varint};
 pub use sparse::Store;

@@ -148,7 +148,8 @@ fn parse_runs(mut payload: &[u8], blocks: u64) -> Option<Vec<BlockRange>> {
     Some(runs)
 }
 
-fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
+/// Appends a varint: seven bits to a byte, low bits first.
+pub(crate) fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         bytes.push(value as u8 | 0x80);
         value >>= 7;
@@ -157,7 +158,7 @@ fn put_varint(bytes: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Reads a varint; refuses one that is cut off, overflows or is longer than it need be.
-fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for at in 0..VARINT_BYTES_MAX {
         let byte = *bytes.get(at)?;

@@ -1,4 +1,5 @@
-//! The command-line tool: `vmstream mount`, `serve`, `fetch` and `status`.
+//! The command-line tool: `vmstream mount`, `serve`, `fetch`, `status`, `sessions`, `trace`, `train`, `inspect` and
+//! `replay`.
 //!
 //! Each subcommand is a file that holds its arguments (a clap struct) and one function `run`. This file only picks
 //! the subcommand and turns its result into an exit code:
@@ -14,13 +15,19 @@
 
 mod fetch;
 mod files;
+mod inspect;
 mod logger;
 mod mount;
 mod progress;
+mod replay;
 mod report;
 mod serve;
+mod sessions;
 mod signals;
 mod status;
+mod trace;
+mod traces;
+mod train;
 
 use std::process::ExitCode;
 
@@ -55,6 +62,11 @@ enum Command {
     Serve(serve::ServeArgs),
     Fetch(fetch::FetchArgs),
     Status(status::StatusArgs),
+    Sessions(sessions::SessionsArgs),
+    Trace(trace::TraceArgs),
+    Train(train::TrainArgs),
+    Inspect(inspect::InspectArgs),
+    Replay(replay::ReplayArgs),
 }
 
 /// How a subcommand that did not fail came to its end.
@@ -95,6 +107,11 @@ fn run(command: &Command) -> Result<Outcome> {
         Command::Serve(args) => serve::run(args),
         Command::Fetch(args) => fetch::run(args),
         Command::Status(args) => status::run(args),
+        Command::Sessions(args) => sessions::run(args),
+        Command::Trace(args) => trace::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Replay(args) => replay::run(args),
     }
 }
 

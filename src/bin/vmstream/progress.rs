@@ -49,14 +49,19 @@ impl Meter {
 
     /// Draws `snapshot`. Call it a few times a second at most: there is no limit here.
     pub fn draw(&mut self, snapshot: &Snapshot) {
+        self.show(&line(snapshot));
+    }
+
+    /// The same with a line of another kind, of at most [`COLUMNS_MAX`] columns.
+    pub fn show(&mut self, line: &str) {
         let mut stderr = io::stderr().lock();
         // A terminal that went away is no reason to stop working.
         let _ = match self.mode {
             Mode::Off => Ok(()),
-            Mode::Lines => writeln!(stderr, "vmstream: {}", line(snapshot)),
+            Mode::Lines => writeln!(stderr, "vmstream: {line}"),
             Mode::InPlace => {
                 DRAWN.store(true, Ordering::Relaxed);
-                write!(stderr, "\r{}\x1b[K", line(snapshot)).and_then(|()| stderr.flush())
+                write!(stderr, "\r{line}\x1b[K").and_then(|()| stderr.flush())
             }
         };
     }

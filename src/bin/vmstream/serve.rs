@@ -197,7 +197,7 @@ impl Server<'_> {
     fn announce(&self, address: SocketAddr) -> Result<()> {
         log::info!("serving {} on http://{address}/", self.args.dir.display());
         match &self.args.port_file {
-            Some(path) => crate::files::replace(path, &format!("{}\n", address.port())),
+            Some(path) => crate::files::replace(path, format!("{}\n", address.port())),
             None => {
                 use io::Write;
                 // Whoever closed standard output does not want to know.

@@ -1,0 +1,391 @@
+//! The model as a file (`docs/format-model.md`).
+//!
+//! A header with the image's geometry and the length and checksum of each section, then the sections: sequences, paths,
+//! record. The first two are what following a guest needs, and are all that [`Model::load`] reads; the record is the
+//! evidence for further training. Nothing is believed because a checksum is right: a file may also come from a stranger,
+//! so every number is checked against the image and against the rest before it is used, and what is allocated is bounded by
+//! the length of what was read.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path as FilePath;
+
+use super::bytes::{Reader, put, put_step};
+use super::recording::Recording;
+use super::{Learnt, Model, Path, Sequence, SequenceId, Visit};
+use crate::block::{BlockRange, Geometry};
+use crate::error::{Error, Result, errno};
+
+/// First bytes of a model: as in PNG, a byte that is no text, and line ends that a careless transfer would change.
+const MAGIC: [u8; 8] = *b"\x89VMM\r\n\x1a\n";
+const VERSION: u32 = 1;
+/// Magic, version, shift, size, sessions, set aside, three sections of length and checksum, checksum.
+const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 4 + SECTIONS * 12 + 4;
+const SECTIONS: usize = 3;
+/// Largest section, in bytes: ten times what the limits of training make of the worst sessions.
+const SECTION_BYTES_MAX: u64 = 1 << 28;
+/// Longest sequence of a file, in blocks. Training makes shorter ones, but may come to want longer ones.
+const SEQUENCE_BLOCKS_MAX: u32 = 4096;
+
+/// Extent and checksum of a section.
+#[derive(Clone, Copy)]
+struct Section {
+    bytes: usize,
+    crc: u32,
+}
+
+/// What stands before the sections.
+struct Header {
+    geometry: Geometry,
+    learnt: Learnt,
+    sections: [Section; SECTIONS],
+}
+
+/// The same error for all that is wrong with a file: which file, what about it, what to do.
+fn broken(name: &str, what: &str) -> Error {
+    Error::new(errno::EINVAL, format!("{name} {what}: train a new model from the sessions"))
+}
+
+impl Header {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER_BYTES);
+        out.extend(MAGIC);
+        out.extend(VERSION.to_le_bytes());
+        out.extend(self.geometry.block_shift().to_le_bytes());
+        out.extend(self.geometry.size().to_le_bytes());
+        out.extend(self.learnt.sessions.to_le_bytes());
+        out.extend(self.learnt.set_aside.to_le_bytes());
+        for section in self.sections {
+            out.extend((section.bytes as u64).to_le_bytes());
+            out.extend(section.crc.to_le_bytes());
+        }
+        out.extend(crc32c::crc32c(&out).to_le_bytes());
+        out
+    }
+
+    fn decode(name: &str, bytes: &[u8; HEADER_BYTES]) -> Result<Self> {
+        let mut at = 0;
+        if bytes[..MAGIC.len()] != MAGIC {
+            return Err(broken(name, "is not a model"));
+        }
+        at += MAGIC.len();
+        let version = number(bytes, &mut at, 4);
+        if version != u64::from(VERSION) {
+            return Err(broken(name, &format!("is a model of version {version}, and this program reads {VERSION}")));
+        }
+        let (body, crc) = bytes.split_at(HEADER_BYTES - 4);
+        if number(crc, &mut 0, 4) != u64::from(crc32c::crc32c(body)) {
+            return Err(broken(name, "has a damaged header"));
+        }
+        let shift = number(bytes, &mut at, 4);
+        let size = number(bytes, &mut at, 8);
+        let block_bytes = u32::try_from(shift).ok().and_then(|shift| 1u64.checked_shl(shift)).unwrap_or(0);
+        let geometry = Geometry::new(size, block_bytes).map_err(|e| broken(name, &format!("is of an {e}")))?;
+        let learnt = Learnt { sessions: number(bytes, &mut at, 8), set_aside: number(bytes, &mut at, 4) as u32 };
+        let mut sections = [Section { bytes: 0, crc: 0 }; SECTIONS];
+        for section in &mut sections {
+            let length = number(bytes, &mut at, 8);
+            if length > SECTION_BYTES_MAX {
+                return Err(broken(name, &format!("has a section of {length} bytes, more than any model needs")));
+            }
+            *section = Section { bytes: length as usize, crc: number(bytes, &mut at, 4) as u32 };
+        }
+        Ok(Self { geometry, learnt, sections })
+    }
+}
+
+/// The little-endian number of so many bytes that begins at `at`, which goes on behind it.
+fn number(bytes: &[u8], at: &mut usize, length: usize) -> u64 {
+    let number = bytes[*at..*at + length].iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte));
+    *at += length;
+    number
+}
+
+/// A file being read from start to end.
+struct Input<'a, R> {
+    name: &'a str,
+    from: R,
+}
+
+impl<R: Read> Input<'_, R> {
+    fn header(&mut self) -> Result<Header> {
+        let bytes = self.bytes(HEADER_BYTES)?;
+        let bytes = bytes.first_chunk().ok_or_else(|| broken(self.name, "is too short for a model"))?;
+        Header::decode(self.name, bytes)
+    }
+
+    /// The next section, whole and with the right checksum.
+    fn section(&mut self, section: Section, what: &str) -> Result<Vec<u8>> {
+        let bytes = self.bytes(section.bytes)?;
+        if bytes.len() < section.bytes {
+            return Err(broken(self.name, &format!("ends within its {what}")));
+        }
+        if crc32c::crc32c(&bytes) != section.crc {
+            return Err(broken(self.name, &format!("has damaged {what}")));
+        }
+        Ok(bytes)
+    }
+
+    /// So many bytes, or fewer where the file ends. What a length promises is not reserved before it is there.
+    fn bytes(&mut self, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length.min(1 << 20));
+        let read = self.from.by_ref().take(length as u64).read_to_end(&mut bytes);
+        read.map_err(|e| Error::io(format_args!("cannot read {}", self.name), e))?;
+        Ok(bytes)
+    }
+
+    fn model(&mut self, header: &Header) -> Result<Model> {
+        let sequences = self.section(header.sections[0], "sequences")?;
+        let sequences = decode_sequences(&mut Reader::new(&sequences), header.geometry)
+            .ok_or_else(|| broken(self.name, "has impossible sequences"))?;
+        let paths = self.section(header.sections[1], "paths")?;
+        decode_paths(&mut Reader::new(&paths))
+            .and_then(|paths| Model::new(header.geometry, header.learnt, sequences, paths))
+            .ok_or_else(|| broken(self.name, "has impossible paths"))
+    }
+}
+
+impl Model {
+    /// Reads the model in the file at `path`, as far as following a guest needs it.
+    ///
+    /// A file that is no model, is cut off or damaged, or contradicts itself is an error (`EINVAL`). Whether the model is
+    /// one of the image at hand is for the caller to see from [`Model::geometry`].
+    pub fn load(path: &FilePath) -> Result<Self> {
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|e| Error::io(format_args!("cannot open {name}"), e))?;
+        Self::read(&name, file)
+    }
+
+    /// The same from anywhere; `name` is for errors.
+    pub fn read(name: &str, from: impl Read) -> Result<Self> {
+        let mut input = Input { name, from };
+        let header = input.header()?;
+        input.model(&header)
+    }
+}
+
+/// Reads what training goes on from. All of the file is checked: who trains a damaged model shall hear of it.
+pub(super) fn read_record(name: &str, from: impl Read) -> Result<(Geometry, Learnt, Vec<Recording>)> {
+    let mut input = Input { name, from };
+    let header = input.header()?;
+    input.model(&header)?;
+    let bytes = input.section(header.sections[2], "record")?;
+    let mut reader = Reader::new(&bytes);
+    let mut recordings = Vec::new();
+    while !reader.is_empty() {
+        let recording = Recording::decode(&mut reader, header.geometry);
+        recordings.push(recording.ok_or_else(|| broken(name, "has an impossible record"))?);
+    }
+    Ok((header.geometry, header.learnt, recordings))
+}
+
+/// The file of a model and of the recordings it was made from.
+pub(super) fn encode(model: &Model, recordings: &[Recording]) -> Vec<u8> {
+    let mut record = Vec::new();
+    recordings.iter().for_each(|recording| recording.encode(&mut record));
+    let parts = [encode_sequences(&model.sequences), encode_paths(&model.paths), record];
+    let sections = parts.each_ref().map(|part| Section { bytes: part.len(), crc: crc32c::crc32c(part) });
+    let mut out = Header { geometry: model.geometry, learnt: model.learnt, sections }.encode();
+    parts.iter().for_each(|part| out.extend(part));
+    out
+}
+
+fn encode_sequences(sequences: &[Sequence]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, sequences.len() as u64);
+    let mut end = 0;
+    for sequence in sequences {
+        put(&mut out, sequence.runs.len() as u64);
+        for run in &sequence.runs {
+            put_step(&mut out, end, run.start.0);
+            put(&mut out, run.len() - 1);
+            end = run.end.0;
+        }
+    }
+    out
+}
+
+fn decode_sequences(reader: &mut Reader<'_>, geometry: Geometry) -> Option<Vec<Sequence>> {
+    let count = reader.take_count()?;
+    let mut sequences = Vec::with_capacity(count);
+    let mut end = 0;
+    for _ in 0..count {
+        let pieces = reader.take_count()?;
+        let mut runs = Vec::with_capacity(pieces.min(SEQUENCE_BLOCKS_MAX as usize));
+        let mut blocks = 0u32;
+        for _ in 0..pieces {
+            let start = reader.take_step(end)?;
+            let length = reader.take_small()?.checked_add(1)?;
+            end = start.checked_add(length.into())?;
+            blocks = blocks.checked_add(length)?;
+            if end > geometry.blocks() || blocks > SEQUENCE_BLOCKS_MAX {
+                return None;
+            }
+            runs.push(BlockRange::new(start, end));
+        }
+        if runs.is_empty() {
+            return None;
+        }
+        sequences.push(Sequence { runs, blocks });
+    }
+    reader.is_empty().then_some(sequences)
+}
+
+fn encode_paths(paths: &[Path]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out, paths.len() as u64);
+    for path in paths {
+        put(&mut out, path.age.into());
+        put(&mut out, path.visits.len() as u64);
+        let (mut at_ms, mut next) = (0, 0);
+        for visit in &path.visits {
+            // Whole milliseconds, as training made them.
+            let ms = (f64::from(visit.at) * 1000.0).round() as u64;
+            put(&mut out, ms.saturating_sub(at_ms));
+            put_step(&mut out, next, visit.sequence.0.into());
+            (at_ms, next) = (ms, u64::from(visit.sequence.0) + 1);
+        }
+    }
+    out
+}
+
+fn decode_paths(reader: &mut Reader<'_>) -> Option<Vec<Path>> {
+    let count = reader.take_count()?;
+    let mut paths = Vec::with_capacity(count);
+    for _ in 0..count {
+        let age = reader.take_small()?;
+        let visited = reader.take_count()?;
+        let mut visits = Vec::with_capacity(visited);
+        let (mut at_ms, mut next) = (0u32, 0);
+        for _ in 0..visited {
+            at_ms = at_ms.checked_add(reader.take_small()?)?;
+            let sequence = u32::try_from(reader.take_step(next)?).ok()?;
+            next = u64::from(sequence) + 1;
+            visits.push(Visit { at: at_ms as f32 / 1000.0, sequence: SequenceId(sequence) });
+        }
+        paths.push(Path { age, visits });
+    }
+    reader.is_empty().then_some(paths)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::testing::session;
+    use crate::model::{Limits, Trainer};
+
+    fn file() -> Vec<u8> {
+        let sessions = [session(1, &[0, 1]), session(2, &[1, 2]), session(3, &[0, 2])];
+        let mut trainer = Trainer::new(sessions[0].geometry, Limits::default());
+        sessions.iter().for_each(|s| trainer.add(s).unwrap());
+        trainer.finish_file().1
+    }
+
+    /// Where the sections of a file begin, and its end.
+    fn bounds(file: &[u8]) -> [usize; SECTIONS + 1] {
+        let header = Header::decode("m", file.first_chunk().unwrap()).unwrap();
+        let mut at = HEADER_BYTES;
+        let starts = header.sections.map(|section| {
+            at += section.bytes;
+            at
+        });
+        [HEADER_BYTES, starts[0], starts[1], starts[2]]
+    }
+
+    /// The file with all checksums made right again.
+    fn seal(mut file: Vec<u8>, sections: [usize; SECTIONS + 1]) -> Vec<u8> {
+        for number in 0..SECTIONS {
+            let crc = crc32c::crc32c(&file[sections[number]..sections[number + 1]]);
+            let at = HEADER_BYTES - 4 - (SECTIONS - number) * 12 + 8;
+            file[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&file[..HEADER_BYTES - 4]);
+        file[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        file
+    }
+
+    fn refused(file: &[u8], says: &str) {
+        let error = read_record("m", file).unwrap_err().to_string();
+        assert!(error.contains(says), "{says:?} is not in {error:?}");
+    }
+
+    #[test]
+    fn a_model_alone_needs_no_record() {
+        let file = file();
+        let [_, _, record, end] = bounds(&file);
+        assert_eq!(end, file.len());
+        let model = Model::read("m", &file[..record]).unwrap();
+        assert_eq!(model.paths().len(), 3);
+        refused(&file[..record], "ends within its record");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        let file = file();
+        let [sequences, paths, record, _] = bounds(&file);
+        let changed = |at: usize| {
+            let mut file = file.clone();
+            file[at] ^= 0x10;
+            file
+        };
+        refused(b"", "m is too short for a model");
+        refused(b"<html>", "too short");
+        refused(&changed(0), "m is not a model");
+        refused(&changed(8), "of version 17");
+        refused(&changed(20), "damaged header");
+        refused(&changed(sequences), "damaged sequences");
+        refused(&changed(paths), "damaged paths");
+        refused(&changed(record), "damaged record");
+        refused(&file[..record - 1], "ends within its paths");
+        let missing = Model::load(FilePath::new("/nowhere/m.vmm")).unwrap_err();
+        assert!(missing.to_string().starts_with("cannot open /nowhere/m.vmm"), "{missing}");
+    }
+
+    #[test]
+    fn a_size_that_no_image_has_is_refused_whatever_the_checksum() {
+        let file = file();
+        let mut absurd = file.clone();
+        absurd[12] = 63; // log2 of the block size
+        refused(&seal(absurd, bounds(&file)), "block size");
+        let mut absurd = file.clone();
+        absurd[HEADER_BYTES - 4 - 12 + 7] = 1; // length of the record
+        refused(&seal(absurd, bounds(&file)), "more than any model needs");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        /// With right checksums, so that the decoders see it. Some changes give another valid model: then training goes
+        /// on from that as well.
+        #[test]
+        fn no_file_panics(changes in prop::collection::vec((0usize..1 << 20, 0u8..8, any::<u8>()), 1..6)) {
+            thread_local!(static FILE: Vec<u8> = file());
+            let file = FILE.with(Clone::clone);
+            let sections = bounds(&file);
+            let mut strange = file.clone();
+            for &(at, kind, byte) in &changes {
+                let at = HEADER_BYTES + at % (file.len() - HEADER_BYTES);
+                strange[at] = if kind == 0 { byte } else { strange[at] ^ 1 << kind };
+            }
+            let sealed = seal(strange.clone(), sections);
+            if let Ok(model) = Model::read("m", &sealed[..]) {
+                let blocks: u64 = model.sequences().iter().map(|s| u64::from(s.blocks)).sum();
+                prop_assert!(blocks <= model.geometry().blocks());
+                if let Ok(trainer) = Trainer::resume("m", &sealed[..], Limits::default()) {
+                    trainer.finish();
+                }
+            }
+            if strange != file {
+                prop_assert!(read_record("m", &strange[..]).is_err(), "the checksums did not notice");
+            }
+        }
+
+        #[test]
+        fn no_end_panics(keep in 0usize..1 << 20) {
+            thread_local!(static FILE: Vec<u8> = file());
+            let file = FILE.with(Clone::clone);
+            prop_assert!(read_record("m", &file[..keep % file.len()]).is_err());
+        }
+    }
+}

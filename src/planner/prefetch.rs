@@ -1,0 +1,192 @@
+//! What to fetch ahead: runs that the guest is reading, then what a model foresees, then what fills the image.
+
+use std::time::Duration;
+
+use super::demand::Blocks;
+use super::{Action, Class, Planner};
+use crate::block::{Block, BlockRange};
+use crate::config::Prefetch;
+use crate::time::Moment;
+
+/// Smallest prefetch, in bytes: below this the cost of requests shows.
+const CHUNK_MIN: u64 = 16 << 10;
+/// Largest prefetch, in bytes: what a joined demand may have to wait through on the fastest links.
+pub(super) const CHUNK_MAX: u64 = 4 << 20;
+/// Candidates are renewed this often while the guest is followed, and at once when it had to wait for something.
+const RENEW: Duration = Duration::from_millis(100);
+/// Candidates that are looked at for neighbours of the one that is fetched.
+const WIDEN_CANDIDATES: usize = 64;
+/// Connections, at most, that prefetch leaves free for a demand.
+pub const PREFETCH_RESERVE: usize = 2;
+
+impl Planner {
+    pub(super) fn plan_prefetch(&mut self, now: Moment, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
+        if self.demand.has_wants() && self.slots() == 0 {
+            return;
+        }
+        if self.full_until.is_some() && self.flights.len() > 0 {
+            return;
+        }
+        if self.backoff.failing() {
+            // The link or the server is in trouble: one fetch at a time finds out when it is over.
+            if now < self.backoff.pause_until() {
+                if self.prefetching() {
+                    self.wake_at(self.backoff.pause_until());
+                }
+                return;
+            }
+            if self.flights.len() > 0 {
+                return;
+            }
+        }
+        let reserve =
+            if self.bulk || self.connections == 1 { 0 } else { (self.connections / 4).clamp(1, PREFETCH_RESERVE) };
+        let lanes = self.connections - reserve;
+        let kept_free = if self.full_until.is_some() { 0 } else { reserve.min(1) };
+        let calm = !self.bulk && self.link.wants_calm(now);
+        while self.prefetching() && self.flights.prefetches() < lanes && self.slots() > kept_free {
+            let on_the_way = self.flights.blocks() << self.geometry.block_shift();
+            let window = if self.bulk { u64::MAX } else { self.link.window() };
+            let chunk = if self.bulk { CHUNK_MAX } else { (window / lanes as u64).clamp(CHUNK_MIN, CHUNK_MAX) };
+            // The last chunk may reach beyond the window: on a slow link, where a window is a few chunks, one that must
+            // fit in as a whole would leave a good part of the link unused.
+            if on_the_way > 0 && (calm || on_the_way >= window) {
+                return;
+            }
+            let Some((range, class)) = self.next_prefetch(chunk, now, blocks) else { return };
+            self.begin(range, class, now, actions);
+            if self.backoff.failing() || self.full_until.is_some() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn prefetching(&self) -> bool {
+        self.prefetch == Prefetch::Readahead || self.fill_on
+    }
+
+    fn next_prefetch(&mut self, bytes: u64, now: Moment, blocks: &dyn Blocks) -> Option<(BlockRange, Class)> {
+        if self.prefetch == Prefetch::Readahead {
+            for range in self.readahead.wanted(self.geometry.all().end) {
+                if let Some(run) = self.fetchable(range, bytes, blocks)
+                    && self.backoff.shunned_until(run, now).is_none()
+                {
+                    return Some((run, Class::Prefetch));
+                }
+            }
+            self.foresee(now, blocks);
+            if let Some(found) = self.next_candidate(bytes, now, blocks) {
+                return Some(found);
+            }
+        }
+        if !self.fill_on || self.fill.is_done() {
+            return None;
+        }
+        self.next_fill(bytes, now, blocks).map(|run| (run, Class::Fill))
+    }
+
+    /// Renews the candidates when it is time.
+    fn foresee(&mut self, now: Moment, blocks: &dyn Blocks) {
+        let Some(foresight) = &mut self.foresight else { return };
+        if self.missed || now.since(self.foreseen_at) >= RENEW {
+            self.missed = false;
+            self.foreseen_at = now;
+            self.candidate = 0;
+            foresight.plan(now, &self.link, &|range| blocks.first_absent(range).is_some());
+        }
+    }
+
+    /// The most urgent candidate that can be fetched, widened by its neighbours among those that follow it.
+    fn next_candidate(&mut self, bytes: u64, now: Moment, blocks: &dyn Blocks) -> Option<(BlockRange, Class)> {
+        let candidates = self.foresight.as_ref()?.candidates();
+        let mut wake = None;
+        let found = candidates.iter().enumerate().skip(self.candidate).find_map(|(at, candidate)| {
+            if candidate.fill && !self.fill_on {
+                return None;
+            }
+            let run = self.fetchable(candidate.range, bytes, blocks)?;
+            if let Some(until) = self.backoff.shunned_until(run, now) {
+                wake = Some(wake.map_or(until, |w: Moment| w.min(until)));
+                return None;
+            }
+            let ahead = candidates[at + 1..].iter().take(WIDEN_CANDIDATES).filter(|c| c.fill == candidate.fill);
+            let neighbours: Vec<BlockRange> = ahead.map(|c| c.range).collect();
+            let run = self.widen(run, &neighbours, bytes, blocks);
+            Some((at, run, if candidate.fill { Class::Fill } else { Class::Prefetch }))
+        });
+        if let Some(until) = wake {
+            self.wake_at(until);
+        }
+        let (at, run, class) = found?;
+        // Those before it are here or on their way. What is left of this one comes next time.
+        self.candidate = if wake.is_some() { self.candidate } else { at };
+        Some((run, class))
+    }
+
+    /// Widens `run` by those of `neighbours` that touch it or lie behind a cheap gap, up to `bytes`.
+    fn widen(&self, mut run: BlockRange, neighbours: &[BlockRange], bytes: u64, blocks: &dyn Blocks) -> BlockRange {
+        let most = (bytes / self.geometry.block_bytes()).max(1);
+        let gap = self.gap_blocks();
+        let free = |more: BlockRange| {
+            !more.is_empty() && blocks.first_present(more).is_none() && self.flights.first_free(more) == more
+        };
+        let mut grown = true;
+        while grown && run.len() < most {
+            grown = false;
+            for other in neighbours {
+                let behind = BlockRange { start: run.end, end: other.end.min(Block(run.start.0 + most)) };
+                let before =
+                    BlockRange { start: other.start.max(Block(run.end.0.saturating_sub(most))), end: run.start };
+                if other.start >= run.start
+                    && other.start.0 <= run.end.0 + gap
+                    && behind.start < behind.end
+                    && free(behind)
+                {
+                    run.end = behind.end;
+                    grown = true;
+                } else if other.end <= run.end
+                    && other.end.0 + gap >= run.start.0
+                    && before.start < before.end
+                    && free(before)
+                {
+                    run.start = before.start;
+                    grown = true;
+                }
+            }
+        }
+        run
+    }
+
+    /// The next absent blocks in the order of the image.
+    fn next_fill(&mut self, bytes: u64, now: Moment, blocks: &dyn Blocks) -> Option<BlockRange> {
+        let all = self.geometry.all();
+        let mut from = self.fill.cursor(all);
+        let mut passed_start = from == all.start;
+        let mut shunned = false;
+        loop {
+            let found = self.fetchable(BlockRange { start: from, end: all.end }, bytes, blocks);
+            match found {
+                Some(run) => match self.backoff.shunned_until(run, now) {
+                    None => {
+                        self.fill.took(run);
+                        return Some(run);
+                    }
+                    Some(until) => {
+                        self.wake_at(until);
+                        shunned = true;
+                        from = run.end;
+                    }
+                },
+                None if passed_start && shunned => return None,
+                None if passed_start => {
+                    self.fill.nothing_left();
+                    return None;
+                }
+                None => {
+                    from = all.start;
+                    passed_start = true;
+                }
+            }
+        }
+    }
+}

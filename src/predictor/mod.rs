@@ -1,0 +1,209 @@
+//! Following a guest: what it will want, in what order.
+//!
+//! A *belief* ([`belief`]) says for each remembered session how much the present one looks like it, and where in it the
+//! guest may be. From that an *order* ([`Predictor`]) is made: what lies ahead in those sessions, by belief over
+//! time-to-use. Of all orders the one by greatest *hazard*, probability over time, loses least when guesses are wrong.
+//!
+//! After Potter, Oka, Kato (2006): the sequence that overlaps most with what the guest did last is streamed, and the
+//! transition graph gives what follows it, far into the future, re-checked as activity arrives.
+
+mod belief;
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::block::{Block, BlockRange};
+use crate::link::Link;
+use crate::model::{Model, SequenceId};
+use crate::time::Moment;
+use belief::Belief;
+
+/// Steps of the remembered sessions that are looked at behind a cursor: order is never quite the same twice.
+const BACK: u32 = 6;
+/// How far ahead is looked, in seconds of the guest's own time.
+const HORIZON_S: f32 = 60.0;
+/// How far ahead is looked, in sequences.
+const HORIZON_VISITS: u32 = 400;
+/// Both horizons are this many times wider when little is left within them.
+const WIDER: u32 = 4;
+/// Little is left when there are fewer candidates than this.
+const FEW: usize = 16;
+/// Sequences below this probability are no candidates.
+const PROBABILITY_MIN: f64 = 0.1;
+/// Candidates of the popularity order that are laid out at once: more than the link takes until the next plan.
+const POPULAR_MAX: usize = 256;
+/// The time of so many blocks on the link is added to every time-to-use. It makes what is very near equally urgent, so that
+/// probability decides there.
+const FLAT_BLOCKS: f64 = 256.0;
+/// Time of a block on a link that has not been measured yet, in seconds: 4 KiB at 32 Mbit/s.
+const BLOCK_S: f64 = 1e-3;
+
+/// What the guest may want.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Blocks.
+    pub range: BlockRange,
+    /// Probability that the guest wants it in the time looked at.
+    pub probability: f32,
+    /// True for what is only popular: it fills the image, nobody expects it soon.
+    pub fill: bool,
+}
+
+/// Foresight of what a guest will touch.
+pub trait Foresight: Debug + Send {
+    /// The guest touched these blocks, perhaps not for the first time.
+    fn touch(&mut self, range: BlockRange, now: Moment);
+    /// True when earlier sessions touched some of these blocks, so that foresight is a better guess than readahead.
+    fn knows(&self, range: BlockRange) -> bool;
+    /// Renews the candidates; `absent` tells whether any block of a range is missing.
+    fn plan(&mut self, now: Moment, link: &Link, absent: &dyn Fn(BlockRange) -> bool);
+    /// What to fetch, the most urgent first.
+    fn candidates(&self) -> &[Candidate];
+}
+
+/// What is summed up for a sequence over the sessions in which it lies ahead.
+#[derive(Clone, Copy, Debug, Default)]
+struct Outlook {
+    hazard: f64,
+    probability: f64,
+}
+
+/// A model that follows one guest.
+#[derive(Debug)]
+pub struct Predictor {
+    model: Arc<Model>,
+    belief: Belief,
+    /// Blocks of sequences that the guest has touched.
+    touched: HashSet<Block>,
+    /// By sequence: nothing of it was absent when it was looked at last.
+    complete: Vec<bool>,
+    /// By sequence; zero but for those in `ahead`.
+    outlook: Vec<Outlook>,
+    /// Sequences that lie ahead, in no order: empty between plans.
+    ahead: Vec<SequenceId>,
+    candidates: Vec<Candidate>,
+}
+
+impl Predictor {
+    /// A guest that begins now, at the beginning of any of the remembered sessions.
+    pub fn new(model: Arc<Model>) -> Self {
+        let sequences = model.sequences().len();
+        Self {
+            belief: Belief::new(&model),
+            touched: HashSet::new(),
+            complete: vec![false; sequences],
+            outlook: vec![Outlook::default(); sequences],
+            ahead: Vec::new(),
+            candidates: Vec::new(),
+            model,
+        }
+    }
+
+    /// Sums up what lies ahead of the cursors within horizons that are `wider` times the usual.
+    fn look_ahead(&mut self, flat_s: f64, wider: u32) {
+        let Self { model, belief, complete, outlook, ahead, .. } = self;
+        for (path, weight, cursors) in belief.likely() {
+            let visits = &model.paths()[path].visits;
+            for cursor in cursors {
+                let from = visits.len().min(cursor.position.saturating_sub(BACK) as usize);
+                let to = visits.len().min(from + (HORIZON_VISITS * wider) as usize);
+                for visit in &visits[from..to] {
+                    let distance_s = (visit.at - cursor.at).max(0.0);
+                    if distance_s > HORIZON_S * wider as f32 {
+                        break;
+                    }
+                    let index = visit.sequence.0 as usize;
+                    if complete[index] {
+                        continue;
+                    }
+                    if outlook[index].probability == 0.0 {
+                        ahead.push(visit.sequence);
+                    }
+                    let probability = weight * cursor.strength;
+                    outlook[index].probability += probability;
+                    outlook[index].hazard += probability / (f64::from(distance_s) + flat_s);
+                }
+            }
+        }
+    }
+
+    /// Turns what was summed up into candidates, by hazard.
+    fn rank(&mut self, absent: &dyn Fn(BlockRange) -> bool) {
+        let mut ahead = std::mem::take(&mut self.ahead);
+        let outlook = std::mem::take(&mut self.outlook);
+        ahead.sort_by(|a, b| outlook[b.0 as usize].hazard.total_cmp(&outlook[a.0 as usize].hazard).then(a.cmp(b)));
+        for &id in &ahead {
+            let probability = outlook[id.0 as usize].probability;
+            if probability >= PROBABILITY_MIN {
+                // Three cursors in one session can make it more than one.
+                self.add(id, probability.min(1.0) as f32, false, absent);
+            }
+        }
+        self.outlook = outlook;
+        for id in ahead.drain(..) {
+            self.outlook[id.0 as usize] = Outlook::default();
+        }
+        self.ahead = ahead;
+    }
+
+    fn add(&mut self, id: SequenceId, probability: f32, fill: bool, absent: &dyn Fn(BlockRange) -> bool) {
+        let before = self.candidates.len();
+        for &range in &self.model.sequence(id).runs {
+            if absent(range) {
+                self.candidates.push(Candidate { range, probability, fill });
+            }
+        }
+        // A block that becomes absent again, because a guest's write failed, is left to demand.
+        self.complete[id.0 as usize] = self.candidates.len() == before;
+    }
+}
+
+impl Foresight for Predictor {
+    fn touch(&mut self, range: BlockRange, _: Moment) {
+        for block in range.iter() {
+            if let Some(id) = self.model.owner(block)
+                && self.touched.insert(block)
+            {
+                self.belief.observe(&self.model, id);
+            }
+        }
+    }
+
+    fn knows(&self, range: BlockRange) -> bool {
+        range.iter().any(|block| self.model.owner(block).is_some())
+    }
+
+    fn plan(&mut self, _: Moment, link: &Link, absent: &dyn Fn(BlockRange) -> bool) {
+        let block_s =
+            if link.rate() > 0.0 { self.model.geometry().block_bytes() as f64 / link.rate() } else { BLOCK_S };
+        let flat_s = link.round_trip().unwrap_or_default().as_secs_f64() + FLAT_BLOCKS * block_s;
+        for wider in [1, WIDER] {
+            self.candidates.clear();
+            self.look_ahead(flat_s, wider);
+            self.rank(absent);
+            if self.candidates.len() >= FEW {
+                break;
+            }
+        }
+        let expected: HashSet<Block> = self.candidates.iter().map(|c| c.range.start).collect();
+        let model = Arc::clone(&self.model);
+        let limit = self.candidates.len() + POPULAR_MAX;
+        for &id in model.popular() {
+            if self.candidates.len() >= limit {
+                break;
+            }
+            let known = |run: &BlockRange| expected.contains(&run.start);
+            if !self.complete[id.0 as usize] && !model.sequence(id).runs.iter().any(known) {
+                self.add(id, model.share(id), true, absent);
+            }
+        }
+    }
+
+    fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! The world of a replay: a guest, its blocks, a planner, and a link, on one virtual clock.
+
+use super::agenda::{Agenda, News};
+use super::downlink::Downlink;
+use super::states::States;
+use super::{Figures, LinkModel, Step};
+use crate::block::Geometry;
+use crate::config::Config;
+use crate::gate::Op;
+use crate::planner::{Action, Blocks, Class, Event, Outcome, Planner, RequestId};
+use crate::predictor::Foresight;
+use crate::session::needs;
+use crate::time::Moment;
+
+/// When the guest starts: as on a real clock, some time after zero.
+const START: Moment = Moment(1_000_000_000);
+/// Seed of the planner's back-off, which a link without failures never uses.
+const SEED: u64 = 1;
+
+/// What is replayed.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    /// The guest.
+    pub steps: &'a [Step],
+    /// Of the image.
+    pub geometry: Geometry,
+    /// The link.
+    pub link: LinkModel,
+    /// The planner's options.
+    pub config: Config,
+    /// What follows the guest.
+    pub foresight: Option<Box<dyn Foresight>>,
+}
+
+struct World<'a> {
+    steps: &'a [Step],
+    geometry: Geometry,
+    states: States,
+    planner: Planner,
+    downlink: Downlink,
+    agenda: Agenda,
+    now: Moment,
+    /// What the planner wants and was not done yet.
+    actions: Vec<Action>,
+    /// Since when the guest has been waiting.
+    waiting: Option<Moment>,
+    /// The earliest wake-up on the agenda.
+    wake: Option<Moment>,
+    figures: Figures,
+}
+
+/// Replays `setup` to the guest's last step.
+pub fn run(setup: Setup<'_>) -> Figures {
+    let Setup { steps, geometry, link, config, foresight } = setup;
+    let mut planner = Planner::new(geometry, &config, SEED);
+    planner.set_foresight(foresight);
+    let mut world = World {
+        steps,
+        geometry,
+        states: States::new(geometry),
+        planner,
+        downlink: Downlink::new(link, geometry),
+        agenda: Agenda::default(),
+        now: START,
+        actions: Vec::new(),
+        waiting: None,
+        wake: None,
+        figures: Figures::default(),
+    };
+    world.think();
+    world.plan();
+    while world.figures.steps < steps.len()
+        && let Some((at, news)) = world.agenda.next()
+    {
+        world.now = at;
+        world.happen(news);
+    }
+    world.figures.total = world.now.since(START);
+    world.figures
+}
+
+impl World<'_> {
+    fn happen(&mut self, news: News) {
+        match news {
+            News::Guest => self.step(),
+            News::Asked(id, range, class) => {
+                // Nothing that the planner would see.
+                return self.downlink.answer(self.now, id, range, class, &mut self.agenda);
+            }
+            News::Arrived(id, range, class) => {
+                let used = self.states.arrive(range, class == Class::Fill);
+                let bytes = self.geometry.length(range);
+                match class {
+                    Class::Fill => self.figures.fill_bytes += bytes,
+                    _ => self.figures.bytes += bytes,
+                }
+                self.figures.used_bytes += used;
+                self.tell(Event::Arrived(id, range));
+            }
+            News::Ended(id) => {
+                self.downlink.ended();
+                self.tell(Event::Finished(id, Outcome::Done));
+            }
+            News::Wake => self.wake = None,
+        }
+        self.plan();
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.planner.on(event, self.now, &self.states, &mut self.actions);
+    }
+
+    fn plan(&mut self) {
+        self.planner.plan(self.now, &self.states, &mut self.actions);
+        for action in std::mem::take(&mut self.actions) {
+            match action {
+                Action::Fetch(id, range, class) => {
+                    self.figures.requests += 1;
+                    self.downlink.ask(self.now, id, range, class, &mut self.agenda);
+                }
+                // The guest is serial, so it can be no other request.
+                Action::Complete(..) => {
+                    if let Some(since) = self.waiting.take() {
+                        self.figures.stall(self.now.since(since));
+                        self.end_step();
+                    }
+                }
+            }
+        }
+        if let Some(at) = self.planner.deadline()
+            && self.wake.is_none_or(|wake| at < wake)
+        {
+            self.wake = Some(at);
+            self.agenda.add(at.max(self.now), News::Wake);
+        }
+    }
+
+    /// The guest begins its next step.
+    fn step(&mut self) {
+        let Step { op, offset, length, .. } = self.steps[self.figures.steps];
+        if op == Op::Flush {
+            return self.end_step();
+        }
+        let request = Planner::request(self.geometry, op, offset, length, self.now);
+        let needs = needs(self.geometry, op, offset, length);
+        self.figures.used_bytes += needs.map(|range| self.states.need(range)).iter().sum::<u64>();
+        let first_time = self.states.touch(request.touched);
+        if needs.iter().any(|&range| self.states.first_missing(range).is_some()) {
+            self.waiting = Some(self.now);
+            self.tell(Event::Needed(RequestId(self.figures.steps as u64), request));
+            return;
+        }
+        if first_time {
+            self.tell(Event::Touched(request.touched));
+        }
+        self.end_step();
+    }
+
+    /// The guest has what it wants, and thinks about its next step.
+    fn end_step(&mut self) {
+        let step = &self.steps[self.figures.steps];
+        if step.op == Op::Write || step.op == Op::Discard {
+            self.states.written(self.geometry.touched(step.offset, step.length));
+        }
+        self.figures.steps += 1;
+        self.think();
+    }
+
+    fn think(&mut self) {
+        if let Some(next) = self.steps.get(self.figures.steps) {
+            self.agenda.add(self.now + next.think, News::Guest);
+        }
+    }
+}
