@@ -286,6 +286,15 @@ static const char *value_of(const char *option, const char *key)
 	return strncmp(option, key, n) ? NULL : option + n;
 }
 
+/* Every way in which the library takes "yes". */
+static int is_read_only(const char *option)
+{
+	const char *value = value_of(option, "read_only=");
+
+	return value && (!strcmp(value, "on") || !strcmp(value, "yes") ||
+			 !strcmp(value, "true") || !strcmp(value, "1"));
+}
+
 static int parse(struct ubd_stream *stream, char *spec, int *read_only, char **serial)
 {
 	char *rest = cut(spec), *option;
@@ -302,7 +311,7 @@ static int parse(struct ubd_stream *stream, char *spec, int *read_only, char **s
 			*serial = option + strlen("serial=");
 			continue;
 		}
-		if (!strcmp(option, "read_only=on")) {
+		if (is_read_only(option)) {
 			*read_only = 1;
 			continue;
 		}

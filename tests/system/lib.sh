@@ -85,9 +85,10 @@ source_image() {
 
 # need_patched_qemu: QEMU with the vmstream driver, first in PATH. VMSTREAM_QEMU names another build of it.
 need_patched_qemu() {
+    local tool qemu prefix
     need_command python3 python3
-    local qemu prefix
-    qemu=${VMSTREAM_QEMU:-$("$root/scripts/build-qemu.sh")} || skip "QEMU cannot be built here"
+    for tool in meson ninja dpkg-source; do need_command $tool "that scripts/install-deps.sh qemu installs"; done
+    qemu=${VMSTREAM_QEMU:-$("$root/scripts/build-qemu.sh")} || die "QEMU with the driver could not be built"
     prefix=$("$root/scripts/stage.sh")
     export PATH="$qemu/bin:$PATH" LD_LIBRARY_PATH="$prefix/lib"
 }

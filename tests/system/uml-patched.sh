@@ -80,6 +80,10 @@ cow() {
     (run_uml "$work/cow.$version" --kernel "$kernel") >"$work/cow-alone.console" 2>&1 || status=$?
     same "$version: the COW file alone is not taken for a disk" 125 $status
     says cow-alone 'boot with both'
+    # The stream that its header names is open, but it is not the one that was asked for.
+    guest cow-other "stream:$root_url,cache=$work/plain.$version" \
+        --disk2 "$work/cow.$version,stream:$second_url,cache=$work/other.$version" --job absent --ro
+    says cow-other 'Backing file mismatch'
     check "$version: what lies below it can be completed" "$vmstream" fetch "$root_url" -o "$cache/disk"
     check "$version: and is what was published" cmp "$image/disk.img" "$cache/disk"
     # What is complete is an ordinary file, and may take the stream's place; so may another name of the same image.

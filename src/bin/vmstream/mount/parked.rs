@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use fuser::{Errno, ReplyData, ReplyEmpty, ReplyWrite};
 use vmstream::error::Result;
@@ -98,7 +99,7 @@ enum Place {
 
 impl Parking {
     /// Asks the gate, and finishes the operation now or parks it.
-    pub fn submit(&self, image: &Image, op: Op, offset: u64, length: u64, work: Parked) {
+    pub fn submit(self: &Arc<Self>, image: &Arc<Image>, op: Op, offset: u64, length: u64, work: Parked) {
         let mut next = Some((op, offset, length, work));
         while let Some((op, offset, length, mut work)) = next.take() {
             let tag = self.tags.fetch_add(1, Ordering::Relaxed);
@@ -111,7 +112,16 @@ impl Parking {
                     }
                     None => return,
                 },
-                // More requests than may be pending: this thread waits for its turn.
+                // More requests than may be pending: somebody has to wait for his turn, but not a thread of the
+                // library, which has others to answer. Without a new thread the kernel gets an I/O error.
+                Err(code) if code == vmstream::error::errno::EAGAIN && image.is_own_thread() => {
+                    let (parking, image) = (Arc::clone(self), Arc::clone(image));
+                    let wait = move || parking.submit(&image, op, offset, length, work);
+                    if let Err(error) = thread::Builder::new().spawn(wait) {
+                        log::error!("no thread for a write that must be durable: {error}");
+                    }
+                    return;
+                }
                 Err(code) if code == vmstream::error::errno::EAGAIN => {
                     image.block_wait_raw(op, offset, length).map_or_else(|code| -code, |()| 0)
                 }
@@ -122,7 +132,7 @@ impl Parking {
     }
 
     /// Answers a parked operation when its completion comes.
-    pub fn complete(&self, image: &Image, completion: Completion) {
+    pub fn complete(self: &Arc<Self>, image: &Arc<Image>, completion: Completion) {
         if let Some(work) = self.take(completion)
             && let Some(work) = work.finish(image, completion.result)
         {
