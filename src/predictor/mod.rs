@@ -1,6 +1,6 @@
 //! Following a guest: what it will want, in what order.
 //!
-//! A *belief* ([`belief`]) says for each remembered session how much the present one looks like it, and where in it the
+//! A *belief* (`belief`) says for each remembered session how much the present one looks like it, and where in it the
 //! guest may be. From that an *order* ([`Predictor`]) is made: what lies ahead in those sessions, by belief over
 //! time-to-use. Of all orders the one by greatest *hazard*, probability over time, loses least when guesses are wrong.
 //!
