@@ -7,8 +7,7 @@
 //! costs four. The gate never takes this lock.
 //!
 //! The *engine thread* owns the time: deadlines, back-off, checkpoints, notes of hits; and it serves misses while all
-//! workers are inside the network. The *syncer* owns the journal
-//! and the file in which the session is recorded.
+//! workers are inside the network. The *syncer* owns the journal and the file in which the session is recorded.
 
 mod landing;
 mod syncer;

@@ -162,7 +162,7 @@ impl Planner {
     pub fn on(&mut self, event: Event, now: Moment, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
         match event {
             Event::Needed(id, request) => self.needed(id, request, blocks, actions),
-            Event::Touched(range) => self.touched(range, false, now),
+            Event::Touched(range) => self.touched(range, false),
             Event::Arrived(fetch, range) => {
                 if let Some(flight) = self.flights.advance(fetch, range.end) {
                     self.link.arrive(&mut flight.token, self.geometry.length(range), now);
@@ -189,7 +189,7 @@ impl Planner {
 
     fn needed(&mut self, id: RequestId, request: Request, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
         self.missed = true;
-        self.touched(request.touched, request.op == Op::Read, request.since);
+        self.touched(request.touched, request.op == Op::Read);
         if self.demand.add(id, request, blocks) {
             actions.push(Action::Complete(id, 0));
             return;
@@ -201,9 +201,9 @@ impl Planner {
         }
     }
 
-    fn touched(&mut self, range: BlockRange, missed: bool, now: Moment) {
+    fn touched(&mut self, range: BlockRange, missed: bool) {
         if let Some(foresight) = &mut self.foresight {
-            foresight.touch(range, now);
+            foresight.touch(range);
         }
         if self.prefetch == Prefetch::Readahead && !self.foresight.as_ref().is_some_and(|f| f.knows(range)) {
             self.readahead.touch(range, missed, &self.link, self.geometry.block_bytes());

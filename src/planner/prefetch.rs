@@ -92,7 +92,7 @@ impl Planner {
             self.missed = false;
             self.foreseen_at = now;
             self.candidate = 0;
-            foresight.plan(now, &self.link, &|range| blocks.first_absent(range).is_some());
+            foresight.plan(&self.link, &|range| blocks.first_absent(range).is_some());
         }
     }
 

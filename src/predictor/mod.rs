@@ -16,7 +16,6 @@ use std::sync::Arc;
 use crate::block::{Block, BlockRange};
 use crate::link::Link;
 use crate::model::{Model, SequenceId};
-use crate::time::Moment;
 use belief::Belief;
 
 /// Steps of the remembered sessions that are looked at behind a cursor: order is never quite the same twice.
@@ -53,11 +52,11 @@ pub struct Candidate {
 /// Foresight of what a guest will touch.
 pub trait Foresight: Debug + Send {
     /// The guest touched these blocks, perhaps not for the first time.
-    fn touch(&mut self, range: BlockRange, now: Moment);
+    fn touch(&mut self, range: BlockRange);
     /// True when earlier sessions touched some of these blocks, so that foresight is a better guess than readahead.
     fn knows(&self, range: BlockRange) -> bool;
     /// Renews the candidates; `absent` tells whether any block of a range is missing.
-    fn plan(&mut self, now: Moment, link: &Link, absent: &dyn Fn(BlockRange) -> bool);
+    fn plan(&mut self, link: &Link, absent: &dyn Fn(BlockRange) -> bool);
     /// What to fetch, the most urgent first.
     fn candidates(&self) -> &[Candidate];
 }
@@ -160,7 +159,7 @@ impl Predictor {
 }
 
 impl Foresight for Predictor {
-    fn touch(&mut self, range: BlockRange, _: Moment) {
+    fn touch(&mut self, range: BlockRange) {
         for block in range.iter() {
             if let Some(id) = self.model.owner(block)
                 && self.touched.insert(block)
@@ -174,7 +173,7 @@ impl Foresight for Predictor {
         range.iter().any(|block| self.model.owner(block).is_some())
     }
 
-    fn plan(&mut self, _: Moment, link: &Link, absent: &dyn Fn(BlockRange) -> bool) {
+    fn plan(&mut self, link: &Link, absent: &dyn Fn(BlockRange) -> bool) {
         let block_s =
             if link.rate() > 0.0 { self.model.geometry().block_bytes() as f64 / link.rate() } else { BLOCK_S };
         let flat_s = link.round_trip().unwrap_or_default().as_secs_f64() + FLAT_BLOCKS * block_s;

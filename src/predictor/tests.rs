@@ -16,7 +16,7 @@ fn model(sessions: &[&[u64]]) -> Arc<Model> {
 }
 
 fn planned(predictor: &mut Predictor, resident: &HashSet<Block>) -> Vec<Candidate> {
-    predictor.plan(Moment(0), &Link::default(), &|range| range.iter().any(|b| !resident.contains(&b)));
+    predictor.plan(&Link::default(), &|range| range.iter().any(|b| !resident.contains(&b)));
     predictor.candidates().to_vec()
 }
 
@@ -33,7 +33,7 @@ fn rank(candidates: &[Candidate], number: u64) -> usize {
 
 fn follow(predictor: &mut Predictor, blocks: &[Block]) -> HashSet<Block> {
     for &block in blocks {
-        predictor.touch(BlockRange::one(block), Moment(0));
+        predictor.touch(BlockRange::one(block));
     }
     blocks.iter().copied().collect()
 }
@@ -71,7 +71,7 @@ fn before_the_first_touch_the_beginning_of_the_sessions_is_expected() {
 fn a_model_of_nothing_foresees_nothing() {
     let geometry = session(1, &[1]).geometry;
     let mut predictor = Predictor::new(Arc::new(Trainer::new(geometry, Limits::default()).finish()));
-    predictor.touch(BlockRange::new(0, 100), Moment(0));
+    predictor.touch(BlockRange::new(0, 100));
     assert!(planned(&mut predictor, &HashSet::new()).is_empty());
     assert!(!predictor.knows(BlockRange::new(0, 100)));
 }
@@ -85,7 +85,7 @@ proptest! {
         let mut predictor = Predictor::new(model);
         let mut resident = HashSet::new();
         for (number, block, plan) in steps {
-            predictor.touch(BlockRange::one(task(number, block)), Moment(0));
+            predictor.touch(BlockRange::one(task(number, block)));
             resident.insert(task(number, block));
             if plan {
                 let candidates = planned(&mut predictor, &resident);

@@ -9,7 +9,6 @@ use crate::link::Link;
 use crate::model::{Model, SequenceId};
 use crate::predictor::{Candidate, Foresight, Predictor};
 use crate::session::Session;
-use crate::time::Moment;
 
 /// A way to decide what comes ahead of demand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,13 +103,13 @@ impl Script {
 }
 
 impl Foresight for Script {
-    fn touch(&mut self, _: BlockRange, _: Moment) {}
+    fn touch(&mut self, _: BlockRange) {}
 
     fn knows(&self, range: BlockRange) -> bool {
         range.iter().any(|block| self.blocks.contains(&block))
     }
 
-    fn plan(&mut self, _: Moment, _: &Link, absent: &dyn Fn(BlockRange) -> bool) {
+    fn plan(&mut self, _: &Link, absent: &dyn Fn(BlockRange) -> bool) {
         while self.candidates.get(self.next).is_some_and(|candidate| !absent(candidate.range)) {
             self.next += 1;
         }

@@ -7,6 +7,7 @@
 use super::clock::WallTime;
 use crate::block::Geometry;
 use crate::source::Identity;
+use crate::store::seal;
 
 /// First bytes of every session file. Not text, with both kinds of line end in it: a transfer that "helps" shows.
 pub(super) const MAGIC: [u8; 8] = *b"\x89VMS\r\n\x1a\n";
@@ -76,13 +77,7 @@ impl Subject {
         let text = validator.unwrap_or_default();
         body.extend((text.len() as u16).to_le_bytes());
         body.extend(text.as_bytes());
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(VERSION.to_le_bytes());
-        bytes.extend((body.len() as u32).to_le_bytes());
-        bytes.append(&mut body);
-        let crc = crc32c::crc32c(&bytes);
-        bytes.extend(crc.to_le_bytes());
-        bytes
+        seal(MAGIC, VERSION, &body).0
     }
 
     /// Takes the head off the start of `bytes`; answers the checksum as well, which the first chunk continues.

@@ -27,6 +27,18 @@ const FLAG_PUBLISHED: u8 = 1;
 /// Flag: there is a validator.
 const FLAG_VALIDATOR: u8 = 2;
 
+/// The head of a file of ours, `magic · version · length of the body · body · crc`, and the checksum, which what follows
+/// the head continues. Recorded sessions have it as well.
+pub(crate) fn seal(magic: [u8; 8], version: u32, body: &[u8]) -> (Vec<u8>, u32) {
+    let mut bytes = magic.to_vec();
+    bytes.extend(version.to_le_bytes());
+    bytes.extend((body.len() as u32).to_le_bytes());
+    bytes.extend(body);
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend(crc.to_le_bytes());
+    (bytes, crc)
+}
+
 /// What a cache is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pinned {
@@ -84,12 +96,7 @@ impl Header {
             body.extend((text.len() as u16).to_le_bytes());
             body.extend(text.as_bytes());
         }
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(VERSION.to_le_bytes());
-        bytes.extend((body.len() as u32).to_le_bytes());
-        bytes.append(&mut body);
-        let crc = crc32c::crc32c(&bytes);
-        bytes.extend(crc.to_le_bytes());
+        let (bytes, crc) = seal(MAGIC, VERSION, &body);
         (bytes, Link { crc, sequence: 0 })
     }
 

@@ -78,6 +78,7 @@ mod sparse;
 
 pub use cache::Cache;
 pub use header::Pinned;
+pub(crate) use header::seal;
 pub use inspect::{Summary, inspect};
 pub use journal::Journal;
 pub use lock::Holder;

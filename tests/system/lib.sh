@@ -72,6 +72,15 @@ need_command() { command -v "$1" >/dev/null || skip "no $1 (Debian package $2)";
 run_uml() { exec "$root/scripts/uml.sh" "$@"; }
 run_qemu() { exec "$root/scripts/qemu.sh" "$@"; }
 
+# console NAME COMMAND...: a whole run of a machine in a subshell, what it prints in $work/NAME.console; its end is shown
+# when it went wrong.
+console() {
+    local name=$1 status=0
+    shift
+    ("$@") >"$work/$name.console" 2>&1 || status=$?
+    [ "$status" = 0 ] || { echo "exit status $status"; tail -n 12 "$work/$name.console"; return 1; }
+}
+
 # source_image FILE MIB: noise with holes of zeroes between, the same on every run: an AES key stream.
 source_image() {
     local file=$1 mib=$2 at

@@ -49,13 +49,7 @@ attach() {
 guest() {
     local name=$1
     shift
-    check "the guest of '$name' boots, works and powers off" run_guest "$name" "$@"
-}
-run_guest() {
-    local name=$1 status=0
-    shift
-    (route_boot "$@") >"$work/$name.console" 2>&1 || status=$?
-    [ "$status" = 0 ] || { echo "exit status $status"; tail -n 12 "$work/$name.console"; return 1; }
+    check "the guest of '$name' boots, works and powers off" console "$name" route_boot "$@"
 }
 told() { marker "$work/$1.console" "$2" sha256; }
 

@@ -47,13 +47,7 @@ direct_sum=$(sha256sum "$work/direct.img" | cut -d ' ' -f 1)
 guest() {
     local name=$1
     shift
-    check "$version: the guest of '$name' boots, works and powers off" run_guest "$name" "$@"
-}
-run_guest() {
-    local name=$1 status=0
-    shift
-    (run_uml "$@" --kernel "$kernel") >"$work/$name.console" 2>&1 || status=$?
-    [ "$status" = 0 ] || { echo "exit status $status"; tail -n 12 "$work/$name.console"; return 1; }
+    check "$version: the guest of '$name' boots, works and powers off" console "$name" run_uml "$@" --kernel "$kernel"
 }
 says() { check "$version: the console of '$1' says '$2'" grep -Eq "$2" "$work/$1.console"; }
 told() { marker "$work/$1.console" "$2" "${3:-sha256}"; }
