@@ -5,6 +5,8 @@
 //! *The link* ([`LinkModel`]) is one FIFO towards the guest; what has been asked for cannot be taken back. *The bound*
 //! ([`oracle`]) is what a link could do at best that knows the future, and a [`Policy`] is who decides what comes ahead.
 //!
+//! Who wants to see more than figures watches ([`watch()`]) and is told of each [`Sight`] as it happens.
+//!
 //! Nothing here reads a clock: the same session, link and policy give the same [`Figures`] on every machine.
 
 mod agenda;
@@ -12,6 +14,7 @@ mod downlink;
 mod figures;
 pub mod oracle;
 mod policy;
+mod sight;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -20,7 +23,8 @@ mod world;
 pub use downlink::LinkModel;
 pub use figures::Figures;
 pub use policy::Policy;
-pub use world::{Setup, run};
+pub use sight::Sight;
+pub use world::{Setup, run, watch};
 
 use std::time::Duration;
 

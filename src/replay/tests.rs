@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::oracle::{Bound, bound};
-use super::{Figures, LinkModel, Policy, Setup, guest, run};
+use super::{Figures, LinkModel, Policy, Setup, Sight, guest, run, watch};
 use crate::config::Config;
 use crate::model::{Limits, Model, Trainer, testing as made_up};
+use crate::planner::Class;
 use crate::session::{Session, text};
 
 /// One block takes 4.096 ms, and headers 0.3 ms.
@@ -93,4 +94,38 @@ fn nobody_is_faster_than_the_bound_and_foresight_helps() {
 fn the_same_replay_gives_the_same_figures() {
     let session = made_up::session(5, &[3]);
     assert_eq!(replay(&session, Policy::Readahead, None), replay(&session, Policy::Readahead, None));
+}
+
+#[test]
+fn who_watches_sees_what_the_figures_sum_up_and_changes_nothing() {
+    let session = made_up::session(7, &[1, 2]);
+    let steps = guest(&session, 1.0, Duration::from_secs(2));
+    let geometry = session.geometry;
+    let setup = || Setup {
+        steps: &steps,
+        geometry,
+        link: LINK,
+        config: Config { fill: true, ..Config::default() },
+        foresight: None,
+    };
+    let mut seen = Figures::default();
+    let mut waits = None;
+    let figures = watch(setup(), &mut |at, sight| {
+        assert!(at >= seen.total, "in order of time");
+        seen.total = at;
+        match sight {
+            Sight::Step { number, missed } => {
+                assert_eq!((number, waits), (seen.steps, None));
+                waits = missed.then_some(at);
+                seen.steps += 1;
+            }
+            Sight::Served => seen.stall(at - waits.take().expect("it waited")),
+            Sight::Arrived { range, class: Class::Fill } => seen.fill_bytes += geometry.length(range),
+            Sight::Arrived { range, .. } => seen.bytes += geometry.length(range),
+        }
+    });
+    assert_eq!(figures, run(setup()));
+    assert!(figures.stalls > 0 && figures.fill_bytes > 0, "{figures:?}");
+    // What else there is cannot be seen from outside.
+    assert_eq!(seen, Figures { used_bytes: 0, requests: 0, ..figures });
 }

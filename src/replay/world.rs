@@ -1,7 +1,10 @@
 //! The world of a replay: a guest, its blocks, a planner, and a link, on one virtual clock.
 
+use std::time::Duration;
+
 use super::agenda::{Agenda, News};
 use super::downlink::Downlink;
+use super::sight::Sight;
 use super::states::States;
 use super::{Figures, LinkModel, Step};
 use crate::block::Geometry;
@@ -47,10 +50,24 @@ struct World<'a> {
     /// The earliest wake-up on the agenda.
     wake: Option<Moment>,
     figures: Figures,
+    /// Who watches, if anybody does.
+    witness: Option<Witness<'a>>,
 }
+
+/// Is told what happens, and when, counted from the guest's start.
+type Witness<'a> = &'a mut dyn FnMut(Duration, Sight);
 
 /// Replays `setup` to the guest's last step.
 pub fn run(setup: Setup<'_>) -> Figures {
+    replay(setup, None)
+}
+
+/// The same, and tells `witness` what happens as it happens, with the time since the start. It changes no figure.
+pub fn watch(setup: Setup<'_>, witness: &mut dyn FnMut(Duration, Sight)) -> Figures {
+    replay(setup, Some(witness))
+}
+
+fn replay<'a>(setup: Setup<'a>, witness: Option<Witness<'a>>) -> Figures {
     let Setup { steps, geometry, link, config, foresight } = setup;
     let mut planner = Planner::new(geometry, &config, SEED);
     planner.set_foresight(foresight);
@@ -66,6 +83,7 @@ pub fn run(setup: Setup<'_>) -> Figures {
         waiting: None,
         wake: None,
         figures: Figures::default(),
+        witness,
     };
     world.think();
     world.plan();
@@ -95,6 +113,7 @@ impl World<'_> {
                     _ => self.figures.bytes += bytes,
                 }
                 self.figures.used_bytes += used;
+                self.show(Sight::Arrived { range, class });
                 self.tell(Event::Arrived(id, range));
             }
             News::Ended(id) => {
@@ -104,6 +123,12 @@ impl World<'_> {
             News::Wake => self.wake = None,
         }
         self.plan();
+    }
+
+    fn show(&mut self, sight: Sight) {
+        if let Some(witness) = &mut self.witness {
+            witness(self.now.since(START), sight);
+        }
     }
 
     fn tell(&mut self, event: Event) {
@@ -122,6 +147,7 @@ impl World<'_> {
                 Action::Complete(..) => {
                     if let Some(since) = self.waiting.take() {
                         self.figures.stall(self.now.since(since));
+                        self.show(Sight::Served);
                         self.end_step();
                     }
                 }
@@ -145,7 +171,9 @@ impl World<'_> {
         let needs = needs(self.geometry, op, offset, length);
         self.figures.used_bytes += needs.map(|range| self.states.need(range)).iter().sum::<u64>();
         let first_time = self.states.touch(request.touched);
-        if needs.iter().any(|&range| self.states.first_missing(range).is_some()) {
+        let missed = needs.iter().any(|&range| self.states.first_missing(range).is_some());
+        self.show(Sight::Step { number: self.figures.steps, missed });
+        if missed {
             self.waiting = Some(self.now);
             self.tell(Event::Needed(RequestId(self.figures.steps as u64), request));
             return;
