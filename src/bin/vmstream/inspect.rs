@@ -10,7 +10,7 @@ use serde::Serialize;
 use vmstream::error::{Error, Result};
 use vmstream::model::{Model, SequenceId};
 
-use crate::{Outcome, progress};
+use crate::{Outcome, files, picture, progress};
 
 /// Show what a model has learnt: its sequences, and how guests went from one to another
 #[derive(Args)]
@@ -25,6 +25,10 @@ pub struct InspectArgs {
     /// Print one JSON object instead of lines for a person
     #[arg(long)]
     pub json: bool,
+
+    /// Draw a heat map of the image and the main ways through the model into FILE, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// What `--json` prints.
@@ -75,6 +79,10 @@ struct Transition {
 /// Prints what the model holds to standard output.
 pub fn run(args: &InspectArgs) -> Result<Outcome> {
     let model = Model::load(&args.model)?;
+    if let Some(path) = &args.svg {
+        let file = args.model.file_name().unwrap_or_default().to_string_lossy();
+        files::replace(path, picture::model::draw(&model, &file)?)?;
+    }
     let report = report(args, &model)?;
     let text = if args.json {
         let json = serde_json::to_string_pretty(&report);

@@ -18,6 +18,7 @@ mod files;
 mod inspect;
 mod logger;
 mod mount;
+mod picture;
 mod progress;
 mod replay;
 mod report;

@@ -105,7 +105,7 @@ pub fn line(s: &Snapshot) -> String {
 }
 
 /// A rate as links are sold: bits, powers of ten.
-fn rate(bytes_s: u64) -> String {
+pub fn rate(bytes_s: u64) -> String {
     let bits = bytes_s as f64 * 8.0;
     // The thresholds are where rounding would show four digits before the point.
     match bits {

@@ -1,5 +1,6 @@
 //! `vmstream replay`: how long recorded guests would have waited, worked out in virtual time.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,10 @@ use vmstream::replay::oracle::{self, Bound};
 use vmstream::replay::{self, Figures, LinkModel, Policy, Setup};
 use vmstream::session::Session;
 
+use crate::picture::session::Scene;
+use crate::picture::watch::Watch;
 use crate::progress::Meter;
-use crate::{Outcome, files, parse_with, traces};
+use crate::{Outcome, files, parse_with, picture, traces};
 
 /// Replay recorded sessions on a modelled link, and say how long the guests would wait
 ///
@@ -59,6 +62,10 @@ pub struct ReplayArgs {
     /// Write the figures to FILE, as a JSON array with one object for each session
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+
+    /// Draw the replay into FILE, as SVG; of several sessions each into a FILE with its name before the ending
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// The name that stands for no model.
@@ -147,6 +154,15 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
             format!("{} is a model of another image than that of {}", args.model.display(), args.trace[at].display()),
         ));
     }
+    let mut names = HashSet::new();
+    if args.svg.is_some()
+        && let Some(twice) = args.trace.iter().map(|path| stem(path)).find(|name| !names.insert(name.clone()))
+    {
+        return Err(Error::new(
+            errno::EINVAL,
+            format!("two sessions are called {twice}, and so would their pictures be: rename one"),
+        ));
+    }
     let mut meter = Meter::new(false);
     let mut drawn = Instant::now();
     let mut reports = Vec::with_capacity(sessions.len());
@@ -155,7 +171,7 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
             None if args.leave_one_out && args.policy.0.needs_model() => Some(others(args, &sessions, number)?),
             model => model.clone(),
         };
-        let (figures, bound) = replay_one(args, session, model.as_ref());
+        let (figures, bound) = replay_one(args, path, session, model.as_ref())?;
         if figures.steps < session.accesses.len() {
             return Err(Error::new(
                 errno::EIO,
@@ -187,19 +203,51 @@ fn others(args: &ReplayArgs, sessions: &[Session], one: usize) -> Result<Arc<Mod
     Ok(Arc::new(trainer.finish()))
 }
 
-fn replay_one(args: &ReplayArgs, session: &Session, model: Option<&Arc<Model>>) -> (Figures, Bound) {
+fn replay_one(
+    args: &ReplayArgs,
+    path: &Path,
+    session: &Session,
+    model: Option<&Arc<Model>>,
+) -> Result<(Figures, Bound)> {
     let steps = replay::guest(session, args.think, PAUSE_MAX);
     let link = LinkModel { rate: args.rate as f64, round_trip: args.rtt };
     let mut config = Config { fill: args.fill, block_bytes: session.geometry.block_bytes(), ..Config::default() };
     let foresight = args.policy.0.foresight(&mut config, model, session);
     let geometry = session.geometry;
-    let figures = replay::run(Setup { steps: &steps, geometry, link, config, foresight });
-    (figures, oracle::bound(&steps, geometry, link))
+    let setup = Setup { steps: &steps, geometry, link, config, foresight };
+    let bound = oracle::bound(&steps, geometry, link);
+    let Some(svg) = &args.svg else { return Ok((replay::run(setup), bound)) };
+    let mut watch = Watch::new(geometry, &steps);
+    let figures = replay::watch(setup, &mut |at, sight| watch.see(at, sight));
+    let trace = stem(path);
+    let (policy, figures, bound) = (args.policy.0.name(), &figures, &bound);
+    let scene = Scene { trace: &trace, policy, geometry, link, figures, bound, watch: &watch };
+    files::replace(&picture_path(svg, &trace, args.trace.len()), picture::session::draw(&scene)?)?;
+    Ok((figures.clone(), *bound))
+}
+
+/// A session's name: that of its file without the ending.
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Where the picture of one of so many sessions goes: `out.svg`, or `out.B03.svg`.
+fn picture_path(svg: &Path, trace: &str, sessions: usize) -> PathBuf {
+    if sessions == 1 {
+        return svg.to_owned();
+    }
+    let mut name = svg.file_stem().unwrap_or_default().to_owned();
+    name.push(format!(".{trace}"));
+    if let Some(ending) = svg.extension() {
+        name.push(".");
+        name.push(ending);
+    }
+    svg.with_file_name(name)
 }
 
 fn report(path: &Path, policy: Policy, figures: &Figures, bound: &Bound) -> Report {
     Report {
-        trace: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        trace: stem(path),
         policy: policy.name(),
         guest_s: bound.guest.as_secs_f64(),
         total_s: figures.total.as_secs_f64(),

@@ -1,0 +1,189 @@
+//! The pictures of `vmstream inspect` and `vmstream replay` from the outside, on made-up sessions.
+#![cfg(feature = "tool")]
+
+#[path = "support/traces.rs"]
+mod traces;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use roxmltree::Document;
+
+/// A session in which the guest does not do anything that the origin would have to serve.
+const WRITES_ONLY: &str = "# vmtrace 1 size=1073741824 block=4096\n5 W 4096 8192\n";
+
+fn vmstream(arguments: &[&str], files: &[PathBuf]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vmstream")).args(arguments).args(files).output().unwrap()
+}
+
+fn succeed(arguments: &[&str], files: &[PathBuf]) {
+    let output = vmstream(arguments, files);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What a command that must fail says.
+fn fail(arguments: &[&str], files: &[PathBuf]) -> String {
+    let output = vmstream(arguments, files);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn session(directory: &Path, name: &str, text: &str) -> PathBuf {
+    let path = directory.join(name);
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// Three sessions of different work, and a model of them.
+fn learnt(directory: &Path) -> (Vec<PathBuf>, PathBuf) {
+    let work: [(u64, &[u64]); 3] = [(1, &[0, 1]), (2, &[0, 1]), (3, &[1, 2])];
+    let sessions: Vec<_> = work
+        .iter()
+        .map(|(seed, tasks)| session(directory, &format!("s{seed}.vmtrace"), &traces::trace(*seed, tasks)))
+        .collect();
+    let model = directory.join("m.vmm");
+    succeed(&["train", "-o", model.to_str().unwrap()], &sessions);
+    (sessions, model)
+}
+
+/// The texts of a picture, which must be well-formed and small, and nothing of which may lie outside of it.
+fn texts(path: &Path) -> Vec<String> {
+    let svg = fs::read_to_string(path).unwrap();
+    assert!(svg.len() < 2 << 20, "{} bytes", svg.len());
+    let document = Document::parse(&svg).unwrap();
+    let number = |node: roxmltree::Node, name: &str| node.attribute(name).unwrap().parse::<i64>().unwrap();
+    let root = document.root_element();
+    let (width, height) = (number(root, "width"), number(root, "height"));
+    for shape in root.descendants().filter(|node| node.has_tag_name("rect")) {
+        let (x, y) = (number(shape, "x"), number(shape, "y"));
+        let right = x + number(shape, "width");
+        let lower = y + number(shape, "height");
+        assert!(x >= 0 && y >= 0 && right <= width && lower <= height, "{shape:?}");
+    }
+    let shown = root.descendants().filter(|node| node.has_tag_name("text"));
+    shown.map(|node| node.text().unwrap_or_default().trim().to_owned()).collect()
+}
+
+/// How many shapes have a colour.
+fn shapes(path: &Path, colour: &str) -> usize {
+    let svg = fs::read_to_string(path).unwrap();
+    let document = Document::parse(&svg).unwrap();
+    document.descendants().filter(|node| node.attribute("fill") == Some(colour)).count()
+}
+
+fn has(texts: &[String], part: &str) -> bool {
+    texts.iter().any(|text| text.contains(part))
+}
+
+#[test]
+fn a_model_is_drawn_with_its_map_and_its_ways() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, model) = learnt(directory.path());
+    let picture = directory.path().join("m.svg");
+    succeed(&["inspect", "--svg", picture.to_str().unwrap()], std::slice::from_ref(&model));
+    let said = texts(&picture);
+    for part in
+        ["What m.vmm has learnt", "image of 1.0 GiB; 3 sessions learnt", "rows of 16.0 MiB", "not used", "512.0 MiB"]
+    {
+        assert!(has(&said, part), "no {part:?} in {said:?}");
+    }
+    // The start and one task are in all sessions, another task in two of them and the last in one.
+    for share in ["MB, 100 %", "MB, 67 %", "MB, 33 %"] {
+        assert!(has(&said, share), "no {share:?} in {said:?}");
+    }
+    // An arrow has a head, and no other shape is a polygon.
+    assert!(fs::read_to_string(&picture).unwrap().contains("<polygon"));
+
+    let first = fs::read(&picture).unwrap();
+    succeed(&["inspect", "--json", "--svg", picture.to_str().unwrap()], &[model]);
+    assert!(fs::read(&picture).unwrap() == first, "the same model gives the same bytes");
+}
+
+#[test]
+fn a_replay_is_drawn_with_blocks_bytes_and_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sessions, model) = learnt(directory.path());
+    let picture = directory.path().join("r.svg");
+    let draw = |policy: &str, more: &[&str]| {
+        let mut arguments = vec!["replay", "--policy", policy, "--svg", picture.to_str().unwrap()];
+        arguments.extend(["--model", model.to_str().unwrap()]);
+        arguments.extend(more);
+        arguments.push("--trace");
+        succeed(&arguments, &sessions[..1]);
+        texts(&picture)
+    };
+    let said = draw("planner", &[]);
+    for part in [
+        "Replay of s1, policy planner",
+        "link of 25.0 Mbit/s and 50 ms",
+        "Blocks:",
+        "Bytes:",
+        "Waiting:",
+        "% of the link",
+    ] {
+        assert!(has(&said, part), "no {part:?} in {said:?}");
+    }
+    assert!(has(&said, "needed, ") && has(&said, "ahead, ") && !has(&said, "fill, "), "{said:?}");
+    let first = fs::read(&picture).unwrap();
+    draw("planner", &[]);
+    assert!(fs::read(&picture).unwrap() == first, "the same replay gives the same bytes");
+    // Sky blue is what comes ahead and the bars; the legends have one each. On demand nothing comes ahead.
+    let ahead = shapes(&picture, "#56B4E9");
+    let said = draw("none", &[]);
+    assert!(!has(&said, "ahead, ") && has(&said, "on demand, "), "{said:?}");
+    assert!(shapes(&picture, "#D55E00") > 20, "the guest waits for all that it touches");
+    assert!(ahead > 20);
+    assert!(has(&draw("planner", &["--fill"]), "fill, "));
+}
+
+#[test]
+fn several_sessions_have_a_picture_each() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sessions, _) = learnt(directory.path());
+    let picture = directory.path().join("r.d.svg");
+    succeed(&["replay", "--svg", picture.to_str().unwrap(), "--trace"], &sessions[..2]);
+    for name in ["s1", "s2"] {
+        let said = texts(&directory.path().join(format!("r.d.{name}.svg")));
+        assert!(has(&said, &format!("Replay of {name},")), "{said:?}");
+    }
+    assert!(!picture.exists());
+    // Of two with the same name only one picture would be left.
+    let said =
+        fail(&["replay", "--svg", picture.to_str().unwrap(), "--trace"], &[&sessions[..2], &sessions[..1]].concat());
+    assert!(said.contains("two sessions are called s1"), "{said}");
+}
+
+#[test]
+fn nothing_is_drawn_as_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = session(directory.path(), "empty.vmtrace", "# vmtrace 1 size=8192 block=4096\n");
+    // A name that XML would read as something else, and one that it cannot hold at all.
+    let writes = session(directory.path(), "<&\u{1}\">.vmtrace", WRITES_ONLY);
+    let flush = session(directory.path(), "flush.vmtrace", "# vmtrace 1 size=1 block=4096\n9 F 0 0\n");
+    let picture = directory.path().join("r.svg");
+    for (session, name) in [(empty, "empty"), (writes.clone(), "<&?\">"), (flush, "flush")] {
+        succeed(&["replay", "--svg", picture.to_str().unwrap(), "--trace"], &[session]);
+        assert!(has(&texts(&picture), &format!("Replay of {name},")), "{name}");
+    }
+    let model = directory.path().join("m.vmm");
+    succeed(&["train", "-o", model.to_str().unwrap()], &[writes]);
+    succeed(&["inspect", "--svg", picture.to_str().unwrap()], &[model]);
+    assert!(has(&texts(&picture), "0 blocks of 4.0 KiB in 0 sequences"));
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sessions, model) = learnt(directory.path());
+    let nowhere = directory.path().join("none/x.svg");
+    let nowhere = nowhere.to_str().unwrap();
+    for said in
+        [fail(&["inspect", "--svg", nowhere], &[model]), fail(&["replay", "--svg", nowhere, "--trace"], &sessions[..1])]
+    {
+        assert!(said.contains("cannot write") && said.contains("none/x.svg"), "{said}");
+    }
+    // What was there stays as it was until the new picture is whole, and no half-made file lies beside it.
+    let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), sessions.len() + 1, "{left:?}");
+}
