@@ -155,7 +155,7 @@ fn several_sessions_have_a_picture_each() {
 }
 
 #[test]
-fn nothing_is_drawn_as_nothing() {
+fn little_is_drawn_as_little() {
     let directory = tempfile::tempdir().unwrap();
     let empty = session(directory.path(), "empty.vmtrace", "# vmtrace 1 size=8192 block=4096\n");
     // A name that XML would read as something else, and one that it cannot hold at all.
@@ -167,9 +167,18 @@ fn nothing_is_drawn_as_nothing() {
         assert!(has(&texts(&picture), &format!("Replay of {name},")), "{name}");
     }
     let model = directory.path().join("m.vmm");
-    succeed(&["train", "-o", model.to_str().unwrap()], &[writes]);
-    succeed(&["inspect", "--svg", picture.to_str().unwrap()], &[model]);
-    assert!(has(&texts(&picture), "0 blocks of 4.0 KiB in 0 sequences"));
+    let drawn = |session: PathBuf| {
+        succeed(&["train", "--anew", "-o", model.to_str().unwrap()], &[session]);
+        succeed(&["inspect", "--svg", picture.to_str().unwrap()], std::slice::from_ref(&model));
+        texts(&picture)
+    };
+    assert!(has(&drawn(writes), "0 blocks of 4.0 KiB in 0 sequences"));
+    // One block in an image that is less than a cell of its map, and one at the far end of the greatest.
+    let small = session(directory.path(), "small.vmtrace", "# vmtrace 1 size=1 block=4096\n1 R 0 1\n");
+    assert!(has(&drawn(small), "1 blocks of 4.0 KiB in 1 sequences"));
+    let end = 1u64 << 46;
+    let text = format!("# vmtrace 1 size={end} block=4096\n1 R {} 4096\n", end - 4096);
+    assert!(has(&drawn(session(directory.path(), "great.vmtrace", &text)), "image of 64.0 TiB"));
 }
 
 #[test]

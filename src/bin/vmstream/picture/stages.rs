@@ -5,7 +5,7 @@
 //! varies a little.
 //!
 //! The sequences are gone through in order of their mean time, and each joins a stage of its neighbours: of the sequences
-//! that stand a few visits before or behind it on the paths. Of these stages it takes the one whose sessions are most
+//! that stand a few visits before or behind it on enough of its paths. Of these stages it takes the one whose sessions are most
 //! nearly its own, by Jaccard's measure; if there is none, it founds one. It is compared with the founder of a stage, in
 //! time as well, and not with the last that joined: else a chain of small differences would join what all sessions
 //! do at first to what one does at last. Time is linear in the number of visits.
@@ -16,6 +16,9 @@ use vmstream::model::{Model, Path, Place, SequenceId};
 
 /// On the paths, so many visits before and behind a sequence are its neighbours.
 const NEIGHBOURS: usize = 8;
+/// A stage is near when it is on at least one in so many of the paths. That bounds the stages to be compared with, however many
+/// paths there are, and is low enough to find what stands near in time with others in between.
+const NEAR_SHARE: usize = 10;
 /// A stage is at most one in so many of a mean session long, so that a picture of the session shows it as a part: who is
 /// farther from the founder is none of it.
 const SESSION_PARTS: f64 = 10.0;
@@ -153,22 +156,22 @@ fn mean_session_s(model: &Model) -> f64 {
     last.sum::<f64>() / model.paths().len().max(1) as f64
 }
 
-/// The stages of a sequence's neighbours, each once.
+/// The stages that are near a sequence on enough of its paths. There are a few dozen at most, however many paths there are.
 fn neighbours(model: &Model, id: SequenceId, homes: &[u32]) -> Vec<u32> {
+    let places = model.places(id);
     let mut found = Vec::new();
-    for place in model.places(id) {
+    for place in places {
         let visits = &model.paths()[place.path as usize].visits;
         let at = place.position as usize;
-        for visit in &visits[at.saturating_sub(NEIGHBOURS)..(at + NEIGHBOURS + 1).min(visits.len())] {
-            let home = homes[visit.sequence.0 as usize];
-            if home != NONE {
-                found.push(home);
-            }
-        }
+        let around = &visits[at.saturating_sub(NEIGHBOURS)..(at + NEIGHBOURS + 1).min(visits.len())];
+        let mut near: Vec<u32> = around.iter().map(|visit| homes[visit.sequence.0 as usize]).collect();
+        near.sort_unstable();
+        near.dedup();
+        found.extend(near.into_iter().filter(|&home| home != NONE));
     }
     found.sort_unstable();
-    found.dedup();
-    found
+    let often = found.chunk_by(|a, b| a == b).filter(|same| same.len() * NEAR_SHARE >= places.len());
+    often.map(|same| same[0]).collect()
 }
 
 /// How alike the sets of paths of two sequences are - what both have over what one of them has - and how far apart the
