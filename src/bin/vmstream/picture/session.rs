@@ -1,9 +1,9 @@
 //! The picture of a replay: three panels over one axis of time.
 //!
 //! *Blocks*: when which place of the image came, and when the guest touched it; the distance between the two is the
-//! lead that foresight had. What is here already is shaded, by quarters of what a row of pixels ever gets. *Bytes*: what the guest needed so far and
-//! what came, beside what the link could have brought. *Waiting*: each time the guest stood still, and how full the
-//! link was meanwhile.
+//! lead that foresight had. What is here already is shaded, by quarters of what a row of pixels ever gets. *Bytes*:
+//! what the guest needed so far and what came, beside what the link could have brought. *Waiting*: each time the
+//! guest stood still, and how full the link was meanwhile.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};

@@ -4,11 +4,11 @@
 //! of work. A model has thousands of sequences of a few blocks, of which one piece of work uses hundreds, in an order that
 //! varies a little.
 //!
-//! The sequences are gone through in order of their mean time, and each joins a stage of its neighbours: of the sequences
-//! that stand a few visits before or behind it on enough of its paths. Of these stages it takes the one whose sessions are most
-//! nearly its own, by Jaccard's measure; if there is none, it founds one. It is compared with the founder of a stage, in
-//! time as well, and not with the last that joined: else a chain of small differences would join what all sessions
-//! do at first to what one does at last. Time is linear in the number of visits.
+//! The sequences are gone through in order of their mean time, and each joins a stage of its neighbours: of the
+//! sequences that stand a few visits before or behind it on enough of its paths. Of these stages it takes the one
+//! whose sessions are most nearly its own, by Jaccard's measure; if there is none, it founds one. It is compared with
+//! the founder of a stage, in time as well, and not with the last that joined: else a chain of small differences
+//! would join what all sessions do at first to what one does at last. Time is linear in the number of visits.
 
 use std::collections::HashMap;
 
@@ -16,8 +16,8 @@ use vmstream::model::{Model, Path, Place, SequenceId};
 
 /// On the paths, so many visits before and behind a sequence are its neighbours.
 const NEIGHBOURS: usize = 8;
-/// A stage is near when it is on at least one in so many of the paths. That bounds the stages to be compared with, however many
-/// paths there are, and is low enough to find what stands near in time with others in between.
+/// A stage is near when it is on at least one in so many of the paths. That bounds the stages to be compared with,
+/// however many paths there are, and is low enough to find what stands near in time with others in between.
 const NEAR_SHARE: usize = 10;
 /// A stage is at most one in so many of a mean session long, so that a picture of the session shows it as a part: who is
 /// farther from the founder is none of it.
