@@ -1,4 +1,7 @@
-//! `vmstream replay`: how long recorded guests would have waited, worked out in virtual time.
+//! `vmstream replay`: how long recorded guests would have waited, worked out in virtual time, or tried in real time.
+
+mod live;
+mod origin;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,15 +16,18 @@ use vmstream::config::{Config, parse_duration, parse_rate};
 use vmstream::error::{Error, Result, errno};
 use vmstream::model::{Limits, Model, Trainer};
 use vmstream::replay::oracle::{self, Bound};
-use vmstream::replay::{self, Figures, LinkModel, Policy, Setup};
+use vmstream::replay::{self, Figures, LinkModel, Policy, Setup, Step};
 use vmstream::session::Session;
+
+use live::Live;
 
 use crate::progress::Meter;
 use crate::{Outcome, files, parse_with, traces};
 
 /// Replay recorded sessions on a modelled link, and say how long the guests would wait
 ///
-/// Virtual time: the figures are the same on every machine. The planner is the one that streams real images.
+/// Virtual time: the figures are the same on every machine. The planner is the one that streams real images. With --live
+/// the guests live through it in real time, over HTTP from an origin on this machine behind a link of that kind.
 #[derive(Args)]
 pub struct ReplayArgs {
     /// The model that follows the guests; "none" for none
@@ -53,8 +59,12 @@ pub struct ReplayArgs {
     pub leave_one_out: bool,
 
     /// Let what is left of the link fill the image
-    #[arg(long)]
+    #[arg(long, conflicts_with = "live")]
     pub fill: bool,
+
+    /// Replay in real time with the engine itself, and compare with virtual time
+    #[arg(long)]
+    pub live: bool,
 
     /// Write the figures to FILE, as a JSON array with one object for each session
     #[arg(long, value_name = "FILE")]
@@ -112,6 +122,11 @@ struct Report {
     wasted_bytes: u64,
     fill_bytes: u64,
     requests: u64,
+    /// With `--live`, where the other figures are those of real time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    virtual_total_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live_over_virtual: Option<f64>,
 }
 
 /// Replays the sessions one after the other and prints a table on standard output.
@@ -147,6 +162,7 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
             format!("{} is a model of another image than that of {}", args.model.display(), args.trace[at].display()),
         ));
     }
+    let live = if args.live { Some(Live::start()?) } else { None };
     let mut meter = Meter::new(false);
     let mut drawn = Instant::now();
     let mut reports = Vec::with_capacity(sessions.len());
@@ -155,27 +171,40 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
             None if args.leave_one_out && args.policy.0.needs_model() => Some(others(args, &sessions, number)?),
             model => model.clone(),
         };
-        let (figures, bound) = replay_one(args, session, model.as_ref());
+        let replay = Replay::new(args, session);
+        let (figures, bound) = replay.virtually(model.as_ref());
         if figures.steps < session.accesses.len() {
             return Err(Error::new(
                 errno::EIO,
                 format!("{}: the guest waits without end at access {}", path.display(), figures.steps + 1),
             ));
         }
-        reports.push(report(path, args.policy.0, &figures, &bound));
+        let mut report = report(path, args.policy.0, &figures, &bound);
+        if let Some(live) = &live {
+            let figures_live = replay.lively(live, &report.trace, model.as_ref(), &figures, &mut meter)?;
+            if live.interrupted().is_some() {
+                break;
+            }
+            report = compared(self::report(path, args.policy.0, &figures_live, &bound), &figures);
+        }
+        reports.push(report);
         if drawn.elapsed() >= DRAW_EVERY {
             meter.show(&format!("{} of {} sessions replayed", number + 1, sessions.len()));
             drawn = Instant::now();
         }
     }
     drop(meter);
+    let interrupted = live.as_ref().and_then(Live::interrupted);
+    if interrupted.is_some() {
+        log::warn!("{} of {} sessions replayed", reports.len(), sessions.len());
+    }
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&reports);
         files::replace(path, json.map_err(|e| Error::io("cannot write the figures", e.into()))? + "\n")?;
     }
     // A reader that went away (`| head -1`) is no failure.
     let _ = std::io::stdout().write_all(table(&reports).as_bytes());
-    Ok(Outcome::Done)
+    Ok(interrupted.map_or(Outcome::Done, Outcome::Interrupted))
 }
 
 /// The model of all sessions but one.
@@ -187,14 +216,55 @@ fn others(args: &ReplayArgs, sessions: &[Session], one: usize) -> Result<Arc<Mod
     Ok(Arc::new(trainer.finish()))
 }
 
-fn replay_one(args: &ReplayArgs, session: &Session, model: Option<&Arc<Model>>) -> (Figures, Bound) {
-    let steps = replay::guest(session, args.think, PAUSE_MAX);
-    let link = LinkModel { rate: args.rate as f64, round_trip: args.rtt };
-    let mut config = Config { fill: args.fill, block_bytes: session.geometry.block_bytes(), ..Config::default() };
-    let foresight = args.policy.0.foresight(&mut config, model, session);
-    let geometry = session.geometry;
-    let figures = replay::run(Setup { steps: &steps, geometry, link, config, foresight });
-    (figures, oracle::bound(&steps, geometry, link))
+/// One session to be replayed.
+struct Replay<'a> {
+    policy: Policy,
+    session: &'a Session,
+    steps: Vec<Step>,
+    link: LinkModel,
+    config: Config,
+}
+
+impl<'a> Replay<'a> {
+    fn new(args: &ReplayArgs, session: &'a Session) -> Self {
+        let steps = replay::guest(session, args.think, PAUSE_MAX);
+        let link = LinkModel { rate: args.rate as f64, round_trip: args.rtt };
+        let block_bytes = session.geometry.block_bytes();
+        let config = Config { fill: args.fill, block_bytes, ..Config::default() };
+        Self { policy: args.policy.0, session, steps, link, config }
+    }
+
+    fn virtually(&self, model: Option<&Arc<Model>>) -> (Figures, Bound) {
+        let Self { steps, link, session, .. } = self;
+        let (link, geometry) = (*link, session.geometry);
+        let mut config = self.config.clone();
+        let foresight = self.policy.foresight(&mut config, model, session);
+        let figures = replay::run(Setup { steps, geometry, link, config, foresight });
+        (figures, oracle::bound(steps, geometry, link))
+    }
+
+    /// In real time; `figures` are those of virtual time.
+    fn lively(
+        &self,
+        live: &Live,
+        name: &str,
+        model: Option<&Arc<Model>>,
+        figures: &Figures,
+        meter: &mut Meter,
+    ) -> Result<Figures> {
+        let mut config = self.config.clone();
+        let foresight = self.policy.foresight(&mut config, model, self.session);
+        let replay = live::Replay {
+            name,
+            steps: &self.steps,
+            geometry: self.session.geometry,
+            link: self.link,
+            config: &config,
+            foresight,
+            expected: figures.total,
+        };
+        live.run(replay, meter)
+    }
 }
 
 fn report(path: &Path, policy: Policy, figures: &Figures, bound: &Bound) -> Report {
@@ -212,7 +282,16 @@ fn report(path: &Path, policy: Policy, figures: &Figures, bound: &Bound) -> Repo
         wasted_bytes: figures.wasted_bytes(),
         fill_bytes: figures.fill_bytes,
         requests: figures.requests,
+        virtual_total_s: None,
+        live_over_virtual: None,
     }
+}
+
+/// The report of a live replay, with what virtual time made of it.
+fn compared(report: Report, figures: &Figures) -> Report {
+    let total_s = figures.total.as_secs_f64();
+    let ratio = if total_s > 0.0 { report.total_s / total_s } else { 1.0 };
+    Report { virtual_total_s: Some(total_s), live_over_virtual: Some(ratio), ..report }
 }
 
 /// Total time over that of the bound; 1 when there was nothing to do.
@@ -223,12 +302,14 @@ fn ratio(r: &Report) -> f64 {
 fn table(reports: &[Report]) -> String {
     let width = reports.iter().map(|r| r.trace.chars().count()).max().unwrap_or(0).max(5);
     let mut text = format!(
-        "{:<width$}  guest s  oracle s   total s  ratio  stall s  stalls  >100ms      MB  used MB  requests\n",
+        "{:<width$}  guest s  oracle s   total s  ratio  stall s  stalls  >100ms      MB  used MB  requests",
         "trace"
     );
+    let live = reports.iter().any(|r| r.live_over_virtual.is_some());
+    text += if live { "  virtual s  live/virtual\n" } else { "\n" };
     let mb = |bytes: u64| bytes as f64 / 1e6;
     for r in reports {
-        let _ = writeln!(
+        let _ = write!(
             text,
             "{:<width$}  {:>7.2}  {:>8.2}  {:>8.2}  {:>5.3}  {:>7.2}  {:>6}  {:>6}  {:>6.1}  {:>7.1}  {:>8}",
             r.trace,
@@ -243,6 +324,10 @@ fn table(reports: &[Report]) -> String {
             mb(r.used_bytes),
             r.requests,
         );
+        if let (Some(total_s), Some(ratio)) = (r.virtual_total_s, r.live_over_virtual) {
+            let _ = write!(text, "  {total_s:>9.2}  {ratio:>12.3}");
+        }
+        text.push('\n');
     }
     let mean = reports.iter().map(ratio).sum::<f64>() / reports.len().max(1) as f64;
     let worst = reports.iter().map(ratio).fold(0.0, f64::max);
