@@ -55,6 +55,7 @@ pub fn run(setup: Setup<'_>) -> Result<Figures> {
     let guest = Guest { image: &image, inbox, contents: Contents::new(contents), go_on, figures: Figures::default() };
     let mut figures = guest.work(steps)?;
     let stats = image.stats();
+    log::info!("the link as the engine measured it: {} bytes/s, round trip {:.1?}", stats.rate, stats.round_trip);
     figures.bytes = stats.bytes_fetched;
     figures.requests = stats.demand_fetches + stats.prefetch_fetches;
     image.close()?;
