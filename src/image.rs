@@ -12,7 +12,7 @@ use crate::error::{Error, Result, errno};
 use crate::gate::{Answer, Gate, Op};
 use crate::model::Model;
 use crate::notify::{Completion, CompletionQueue, Notifier};
-use crate::predictor::Predictor;
+use crate::predictor::{Foresight, Predictor};
 use crate::session::{self, Subject};
 use crate::source::{self, Source};
 use crate::stats::{Forecast, Stats};
@@ -132,10 +132,17 @@ impl Image {
         let writer = sessions.map(|directory| session::Writer::new(directory, Subject::now(&identity, geometry)));
         let predictor = config.model.as_deref().and_then(|path| predictor(path, geometry));
         let engine = Engine::start(gate, store, journal, source, notifier, writer, &config)?;
+        let image = Self { engine, map: OnceLock::new(), opened: Moment::now() };
         if let Some(predictor) = predictor {
-            engine.change(|planner| planner.set_foresight(Some(Box::new(predictor))));
+            image.follow(Some(Box::new(predictor)));
         }
-        Ok(Self { engine, map: OnceLock::new(), opened: Moment::now() })
+        Ok(image)
+    }
+
+    /// From now on follows the guest with a foresight of the caller's own, which knows nothing of what was touched
+    /// before, instead of the model that was given or none.
+    pub fn follow(&self, foresight: Option<Box<dyn Foresight>>) {
+        self.engine.change(|planner| planner.set_foresight(foresight));
     }
 
     fn gate(&self) -> &Gate {

@@ -140,6 +140,7 @@ impl Shared {
             core.notes_seen = true;
             core.checkpoint_at.get_or_insert(now + self.checkpoint);
         }
+        core.recorder.missed(self.gate.take_lost_notes());
         let canceled = self.gate.is_closed();
         if canceled {
             answers.extend(core.replies.drain().map(|(_, reply)| (reply, -errno::ECANCELED)));

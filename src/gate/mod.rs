@@ -123,6 +123,8 @@ pub struct Gate {
     notes_wanted: AtomicBool,
     /// First touches of resident blocks so far.
     first_hits: AtomicU64,
+    /// Those of them for whose notes there was no room, since somebody last asked.
+    notes_lost: AtomicU64,
     /// Callers inside the blocking form.
     sleepers: AtomicU32,
 }
@@ -145,6 +147,7 @@ impl Gate {
             attention: AtomicBool::new(false),
             notes_wanted: AtomicBool::new(true),
             first_hits: AtomicU64::new(0),
+            notes_lost: AtomicU64::new(0),
             sleepers: AtomicU32::new(0),
         })
     }
@@ -285,10 +288,9 @@ impl Gate {
     fn note(&self, op: Op, offset: u64, length: u64) {
         self.states.touch(self.geometry.touched(offset, length));
         self.first_hits.fetch_add(1, Ordering::Relaxed);
-        if self.notes.push([op as u64, offset, length, Moment::now().0])
-            && self.notes_wanted.load(Ordering::Relaxed)
-            && self.notes_wanted.swap(false, Ordering::AcqRel)
-        {
+        if !self.notes.push([op as u64, offset, length, Moment::now().0]) {
+            self.notes_lost.fetch_add(1, Ordering::Relaxed);
+        } else if self.notes_wanted.load(Ordering::Relaxed) && self.notes_wanted.swap(false, Ordering::AcqRel) {
             self.signal.ring_seat(ENGINE_SEAT);
         }
     }
@@ -359,6 +361,15 @@ impl Gate {
         Some(Note { op: Op::from_bits(op), offset, length, at: Moment(at) })
     }
 
+    /// How many notes have been lost since this was last asked.
+    pub fn take_lost_notes(&self) -> u64 {
+        let lost = self.notes_lost.load(Ordering::Relaxed);
+        if lost > 0 {
+            self.notes_lost.fetch_sub(lost, Ordering::Relaxed);
+        }
+        lost
+    }
+
     /// Asks that the next note wakes the engine.
     pub fn want_notes(&self) {
         self.notes_wanted.store(true, Ordering::Release);
@@ -408,5 +419,25 @@ impl Gate {
     /// True while some thread is inside the blocking form's slow path.
     pub fn has_sleepers(&self) -> bool {
         self.sleepers.load(Ordering::Acquire) != 0
+    }
+}
+
+#[cfg(all(test, not(vmstream_shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_for_which_there_is_no_room_are_counted() {
+        let blocks = NOTES_MAX as u64 + 1000;
+        let gate = Gate::new(Geometry::new(blocks * 4096, 4096).unwrap(), &Config::default()).unwrap();
+        gate.states.restore(BlockRange::new(0, blocks));
+        for block in 0..blocks {
+            assert_eq!(gate.needed(Op::Read, block * 4096, 4096, 0), Ok(Answer::Ready));
+        }
+        assert_eq!((gate.first_hits(), gate.take_lost_notes(), gate.take_lost_notes()), (blocks, 1000, 0));
+        let noted = std::iter::from_fn(|| gate.next_note()).map(|note| note.offset);
+        assert!(noted.eq((0..NOTES_MAX as u64).map(|block| block * 4096)), "the first ones are kept");
+        assert_eq!(gate.needed(Op::Read, 0, 4096, 0), Ok(Answer::Ready));
+        assert_eq!(gate.take_lost_notes(), 0, "it was touched before");
     }
 }

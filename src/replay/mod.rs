@@ -1,4 +1,5 @@
-//! Replaying sessions against a modelled link, in virtual time, with the planner that also runs in the engine.
+//! Replaying sessions against a modelled link, in virtual time, with the planner that also runs in the engine; and in real
+//! time ([`live`]), with the engine itself.
 //!
 //! *The guest* is serial and a closed loop: each access comes its think time after the one before was served. Its think time
 //! is the gap in the recorded session, perhaps scaled to a faster machine, and cut where a person was thinking.
@@ -7,11 +8,13 @@
 //!
 //! Who wants to see more than figures watches ([`watch()`]) and is told of each [`Sight`] as it happens.
 //!
-//! Nothing here reads a clock: the same session, link and policy give the same [`Figures`] on every machine.
+//! But for `live` nothing here reads a clock: the same session, link and policy give the same [`Figures`] on every machine.
 
 mod agenda;
+mod contents;
 mod downlink;
 mod figures;
+pub mod live;
 pub mod oracle;
 mod policy;
 mod sight;
@@ -29,7 +32,7 @@ pub use world::{Setup, run, watch};
 use std::time::Duration;
 
 use crate::gate::Op;
-use crate::session::Session;
+use crate::session::{GuestClock, Session};
 
 /// A step of the guest: it thinks, then it does this.
 #[derive(Clone, Copy, Debug)]
@@ -44,17 +47,15 @@ pub struct Step {
     pub length: u64,
 }
 
-/// The guest of a session: its pauses without the time that it waited for bytes, scaled, and cut at `pause_max`. It begins
-/// with its first access.
+/// The guest of a session: its pauses on its own clock, which stands while it waits for bytes ([`GuestClock`], as in
+/// training), scaled, and cut at `pause_max`. It begins with its first access.
 pub fn guest(session: &Session, scale: f64, pause_max: Duration) -> Vec<Step> {
+    let mut clock = GuestClock::default();
     let mut last = None;
-    let mut stalled = Duration::ZERO;
     let step = |access: &crate::session::Access| {
-        let at = access.at.saturating_sub(stalled);
-        let gap = at.saturating_sub(last.unwrap_or(at));
-        last = Some(at);
-        stalled += access.stalled;
-        let think = gap.mul_f64(scale).min(pause_max);
+        let at = clock.at(access);
+        let pause = at.saturating_sub(last.replace(at).unwrap_or(at));
+        let think = pause.mul_f64(scale).min(pause_max);
         Step { think, op: access.op, offset: access.offset, length: access.length }
     };
     session.accesses.iter().map(step).collect()

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::{LinkModel, Step};
-use crate::block::Geometry;
+use crate::block::{Block, Geometry};
 use crate::gate::Op;
 use crate::session::needs;
 
@@ -32,22 +32,43 @@ impl Bound {
 
 /// The bound of a guest on a link.
 pub fn bound(steps: &[Step], geometry: Geometry, link: LinkModel) -> Bound {
-    let mut seen = HashSet::new();
+    let mut needs = Needs::new(geometry);
     let mut bound = Bound { guest: Duration::ZERO, stall: Duration::ZERO, bytes: 0 };
     for step in steps {
         bound.guest += step.think;
-        let before = bound.bytes;
-        for range in needs(geometry, step.op, step.offset, step.length) {
-            let new = range.iter().filter(|&block| seen.insert(block)).count() as u64;
-            bound.bytes += new * geometry.block_bytes();
-        }
-        if step.op == Op::Write || step.op == Op::Discard {
-            seen.extend(geometry.touched(step.offset, step.length).iter());
-        }
-        if bound.bytes > before {
+        let new = needs.new_bytes(step);
+        if new > 0 {
+            bound.bytes += new;
             let arrival = link.round_trip * 2 + link.transfer(bound.bytes);
             bound.stall = bound.stall.max(arrival.saturating_sub(bound.guest));
         }
     }
     bound
+}
+
+/// What a guest has needed of the origin so far.
+#[derive(Debug)]
+pub(super) struct Needs {
+    geometry: Geometry,
+    /// Blocks that it needed, and those that it wrote before it ever did.
+    seen: HashSet<Block>,
+}
+
+impl Needs {
+    /// Nothing yet.
+    pub fn new(geometry: Geometry) -> Self {
+        Self { geometry, seen: HashSet::new() }
+    }
+
+    /// Bytes of the blocks that a guest needs for the first time in its next step.
+    pub fn new_bytes(&mut self, step: &Step) -> u64 {
+        let mut new = 0;
+        for range in needs(self.geometry, step.op, step.offset, step.length) {
+            new += range.iter().filter(|&block| self.seen.insert(block)).count() as u64;
+        }
+        if step.op == Op::Write || step.op == Op::Discard {
+            self.seen.extend(self.geometry.touched(step.offset, step.length).iter());
+        }
+        new * self.geometry.block_bytes()
+    }
 }

@@ -71,6 +71,16 @@ fn pauses_are_scaled_cut_and_freed_of_waiting() {
 }
 
 #[test]
+fn waits_side_by_side_are_taken_out_once_as_in_training() {
+    let session = session("0 R 0 4096 wait=300000\n100000 R 8192 4096 wait=300000\n500000 R 16384 4096\n");
+    let mut at = Duration::ZERO;
+    let steps = guest(&session, 1.0, Duration::from_secs(2)).into_iter();
+    let times: Vec<_> = steps.map(|step| (at += step.think, at).1).collect();
+    assert_eq!(times, [0, 0, 100_000].map(micros), "it stood still for 400 ms");
+    assert_eq!(times, session.first_touches().iter().map(|touch| touch.at).collect::<Vec<_>>());
+}
+
+#[test]
 fn nobody_is_faster_than_the_bound_and_foresight_helps() {
     let learnt: Vec<_> = (0..6).map(|seed| made_up::session(seed, &[seed % 3, (seed + 1) % 3])).collect();
     let mut trainer = Trainer::new(learnt[0].geometry, Limits::default());

@@ -33,6 +33,8 @@ pub struct Recorder {
     since: Option<Moment>,
     /// Time of the latest event that has gone out: nothing earlier can follow.
     out: Duration,
+    /// Touches that were never heard of, since this was last told.
+    missed: u64,
 }
 
 /// How long an access waited, as far as that is known.
@@ -53,7 +55,8 @@ impl Recorder {
     /// A recorder of the session of an image that was opened at `opened`; one that is not `on` hears of everything and
     /// keeps nothing.
     pub fn new(opened: Moment, on: bool) -> Self {
-        Self { opened, on, events: VecDeque::new(), waits: HashMap::new(), since: None, out: Duration::ZERO }
+        let (events, waits) = (VecDeque::new(), HashMap::new());
+        Self { opened, on, events, waits, since: None, out: Duration::ZERO, missed: 0 }
     }
 
     /// The guest touched bytes that were here, at `at`.
@@ -87,6 +90,11 @@ impl Recorder {
         self.hold(Event::Mark(at.since(self.opened), name.to_owned()), None);
     }
 
+    /// So many touches came too fast to be noted. A mark says so with the next batch.
+    pub fn missed(&mut self, touches: u64) {
+        self.missed += touches;
+    }
+
     fn access(&self, op: Op, offset: u64, length: u64, at: Moment) -> Access {
         Access { at: at.since(self.opened), op, offset, length, stalled: Duration::ZERO }
     }
@@ -116,13 +124,23 @@ impl Recorder {
         if !many && self.deadline().is_none_or(|at| now < at) {
             return Vec::new();
         }
+        self.tell_missed(now);
         let forced = if self.events.len() < EVENTS_MAX { 0 } else { BATCH_EVENTS };
         self.take(forced, now)
     }
 
     /// All events: the session is at its end. What still waits has waited until `now`.
     pub fn take_all(&mut self, now: Moment) -> Vec<Event> {
+        self.tell_missed(now);
         self.take(self.events.len(), now)
+    }
+
+    /// One mark for all that were missed: a guest that is too fast to be noted must not fill the record with marks.
+    fn tell_missed(&mut self, now: Moment) {
+        match std::mem::take(&mut self.missed) {
+            0 => {}
+            touches => self.mark(&format!("{touches} touches not recorded"), now),
+        }
     }
 
     /// Takes the first `forced` events, and those behind them that are complete.
@@ -199,11 +217,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_missed_is_told_once_a_batch() {
+        let mut recorder = Recorder::new(OPENED, true);
+        recorder.touched(Op::Read, 100, 1, ms(10));
+        recorder.missed(3);
+        recorder.missed(0);
+        recorder.missed(39);
+        assert_eq!(recorder.take_due(ms(20)), []);
+        let mark = |at| Event::Mark(Duration::from_millis(at), "42 touches not recorded".to_owned());
+        assert_eq!(recorder.take_due(ms(6000))[1..], [mark(6000)]);
+        assert_eq!(recorder.take_all(ms(7000)), []);
+        recorder.missed(42);
+        assert_eq!(recorder.take_all(ms(8000)), [mark(8000)]);
+    }
+
+    #[test]
     fn a_recorder_that_is_off_keeps_nothing() {
         let mut recorder = Recorder::new(OPENED, false);
         recorder.asked(1, Op::Read, 1, 1, ms(1));
         recorder.touched(Op::Read, 2, 1, ms(2));
         recorder.mark("m", ms(3));
+        recorder.missed(4);
         assert!(recorder.waits.is_empty() && recorder.deadline().is_none() && recorder.take_all(ms(4)).is_empty());
     }
 

@@ -19,9 +19,9 @@ mod answer;
 mod conditions;
 mod content;
 mod exchange;
-mod link;
-mod range;
-mod shaped;
+pub mod link;
+pub mod range;
+pub mod shaped;
 mod stats;
 mod tree;
 

@@ -1,0 +1,93 @@
+//! What the command line of `vmstream replay` says.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::PossibleValue;
+use clap::{Args, ValueEnum};
+use vmstream::config::{parse_duration, parse_rate};
+use vmstream::replay::Policy;
+
+use crate::parse_with;
+
+/// Replay recorded sessions on a modelled link, and say how long the guests would wait
+///
+/// Virtual time: the figures are the same on every machine. The planner is the one that streams real images. With --live
+/// the guests live through it in real time, over HTTP from an origin on this machine behind a link of that kind.
+#[derive(Args)]
+pub struct ReplayArgs {
+    /// The model that follows the guests; "none" for none
+    #[arg(long, value_name = "MODEL", default_value = NO_MODEL, conflicts_with = "leave_one_out")]
+    pub model: PathBuf,
+
+    /// Sessions to replay, each on an image of which nothing is here
+    #[arg(long, required = true, num_args = 1.., value_name = "SESSION")]
+    pub trace: Vec<PathBuf>,
+
+    /// Bandwidth of the link, such as 25mbit
+    #[arg(long, value_name = "RATE", default_value = "25mbit", value_parser = |s: &str| parse_with(s, parse_rate))]
+    pub rate: u64,
+
+    /// Round trip of the link, such as 50ms
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = |s: &str| parse_with(s, parse_duration))]
+    pub rtt: Duration,
+
+    /// The guests' pauses are multiplied by this, then cut at 2 s
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.4, value_parser = factor)]
+    pub think: f64,
+
+    /// Who decides what comes ahead
+    #[arg(long, value_name = "POLICY", default_value = "planner")]
+    pub policy: PolicyArg,
+
+    /// Replay each session with a model of all the others
+    #[arg(long)]
+    pub leave_one_out: bool,
+
+    /// Let what is left of the link fill the image
+    #[arg(long, conflicts_with = "live")]
+    pub fill: bool,
+
+    /// Replay in real time with the engine itself, and compare with virtual time
+    #[arg(long)]
+    pub live: bool,
+
+    /// Write the figures to FILE, as a JSON array with one object for each session
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Draw the replay into FILE, as SVG; of several sessions each into a FILE with its name before the ending
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+/// The name that stands for no model.
+pub const NO_MODEL: &str = "none";
+
+/// A policy as clap reads it.
+#[derive(Clone, Copy)]
+pub struct PolicyArg(pub Policy);
+
+impl ValueEnum for PolicyArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [PolicyArg; Policy::ALL.len()] = {
+            let mut all = [PolicyArg(Policy::Planner); Policy::ALL.len()];
+            let mut at = 0;
+            while at < all.len() {
+                all[at] = PolicyArg(Policy::ALL[at]);
+                at += 1;
+            }
+            all
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.name()))
+    }
+}
+
+fn factor(value: &str) -> std::result::Result<f64, String> {
+    let factor = value.parse().unwrap_or(f64::NAN);
+    if (0.0..=1000.0).contains(&factor) { Ok(factor) } else { Err("must be a number from 0 to 1000".to_owned()) }
+}
