@@ -167,7 +167,7 @@ impl Planner {
     /// Takes in what happened. Call [`Planner::plan`] after the last event of a moment.
     pub fn on(&mut self, event: Event, now: Moment, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
         if matches!(event, Event::Needed(..) | Event::Touched(_)) {
-            self.habits.look(now);
+            self.habits.acted(now);
         }
         match event {
             Event::Needed(id, request) => self.needed(id, request, blocks, actions),
@@ -214,7 +214,11 @@ impl Planner {
         if let Some(foresight) = &mut self.foresight {
             foresight.touch(range);
         }
-        if self.prefetch == Prefetch::Readahead && !self.foresight.as_ref().is_some_and(|f| f.knows(range)) {
+        let known = self.foresight.as_ref().is_some_and(|f| f.knows(range));
+        if !known {
+            self.habits.met_news();
+        }
+        if self.prefetch == Prefetch::Readahead && !known {
             self.readahead.touch(range, missed, &self.link, self.geometry.block_bytes());
         }
     }

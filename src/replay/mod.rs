@@ -8,6 +8,7 @@
 //! Nothing here reads a clock: the same session, link and policy give the same [`Figures`] on every machine.
 
 mod agenda;
+pub mod calibration;
 mod downlink;
 mod figures;
 pub mod oracle;
@@ -20,7 +21,7 @@ mod world;
 pub use downlink::LinkModel;
 pub use figures::Figures;
 pub use policy::Policy;
-pub use world::{Setup, run};
+pub use world::{Setup, run, run_asking};
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! The world of a replay: a guest, its blocks, a planner, and a link, on one virtual clock.
 
 use super::agenda::{Agenda, News};
+use super::calibration::{Answer, Questions, Record};
 use super::downlink::Downlink;
 use super::states::States;
 use super::{Figures, LinkModel, Step};
@@ -10,6 +11,7 @@ use crate::gate::Op;
 use crate::planner::{Action, Blocks, Class, Event, Outcome, Planner, RequestId};
 use crate::predictor::Foresight;
 use crate::session::needs;
+use crate::stats::CALM_RISK;
 use crate::time::Moment;
 
 /// When the guest starts: as on a real clock, some time after zero.
@@ -47,10 +49,22 @@ struct World<'a> {
     /// The earliest wake-up on the agenda.
     wake: Option<Moment>,
     figures: Figures,
+    /// When a forecast is asked for, and what was said.
+    questions: Option<&'a Questions>,
+    record: Record,
 }
 
 /// Replays `setup` to the guest's last step.
 pub fn run(setup: Setup<'_>) -> Figures {
+    replay(setup, None).0
+}
+
+/// The same, asking for forecasts on the way, which changes nothing in it.
+pub fn run_asking(setup: Setup<'_>, questions: &Questions) -> (Figures, Vec<Answer>) {
+    replay(setup, Some(questions))
+}
+
+fn replay<'a>(setup: Setup<'a>, questions: Option<&'a Questions>) -> (Figures, Vec<Answer>) {
     let Setup { steps, geometry, link, config, foresight } = setup;
     let mut planner = Planner::new(geometry, &config, SEED);
     planner.set_foresight(foresight);
@@ -66,9 +80,14 @@ pub fn run(setup: Setup<'_>) -> Figures {
         waiting: None,
         wake: None,
         figures: Figures::default(),
+        questions,
+        record: Record::default(),
     };
     world.think();
     world.plan();
+    if questions.is_some() {
+        world.agenda.add(START, News::Question);
+    }
     while world.figures.steps < steps.len()
         && let Some((at, news)) = world.agenda.next()
     {
@@ -76,7 +95,7 @@ pub fn run(setup: Setup<'_>) -> Figures {
         world.happen(news);
     }
     world.figures.total = world.now.since(START);
-    world.figures
+    (world.figures, world.record.judge(START, world.now))
 }
 
 impl World<'_> {
@@ -102,6 +121,7 @@ impl World<'_> {
                 self.tell(Event::Finished(id, Outcome::Done));
             }
             News::Wake => self.wake = None,
+            News::Question => return self.answer(),
         }
         self.plan();
     }
@@ -122,6 +142,7 @@ impl World<'_> {
                 Action::Complete(..) => {
                     if let Some(since) = self.waiting.take() {
                         self.figures.stall(self.now.since(since));
+                        self.record.waited(since, self.now);
                         self.end_step();
                     }
                 }
@@ -164,6 +185,18 @@ impl World<'_> {
         }
         self.figures.steps += 1;
         self.think();
+    }
+
+    /// Asks the planner what an image would be asked.
+    fn answer(&mut self) {
+        let Some(questions) = self.questions else { return };
+        let outlook = self.planner.outlook(self.now);
+        let missing = self.states.missing_bytes();
+        for &horizon in &questions.horizons {
+            let said = outlook.forecast(horizon, CALM_RISK, missing, &self.states);
+            self.record.said(self.now, horizon, said);
+        }
+        self.agenda.add(self.now + questions.every, News::Question);
     }
 
     fn think(&mut self) {

@@ -13,6 +13,7 @@
 //!
 //! 128 + N is what a shell reports for a process that a signal killed, so scripts need one rule for both.
 
+mod calibration;
 mod fetch;
 mod files;
 mod inspect;

@@ -12,12 +12,14 @@ use serde::Serialize;
 use vmstream::config::{Config, parse_duration, parse_rate};
 use vmstream::error::{Error, Result, errno};
 use vmstream::model::{Limits, Model, Trainer};
+use vmstream::replay::calibration::Answer;
 use vmstream::replay::oracle::{self, Bound};
 use vmstream::replay::{self, Figures, LinkModel, Policy, Setup};
 use vmstream::session::Session;
 
+use crate::calibration::Calibration;
 use crate::progress::Meter;
-use crate::{Outcome, files, parse_with, traces};
+use crate::{Outcome, calibration, files, parse_with, traces};
 
 /// Replay recorded sessions on a modelled link, and say how long the guests would wait
 ///
@@ -59,6 +61,10 @@ pub struct ReplayArgs {
     /// Write the figures to FILE, as a JSON array with one object for each session
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+
+    /// Ask for the forecast once a second of the replay, show what was said beside what happened, and write it to FILE
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
 }
 
 /// The name that stands for no model.
@@ -150,12 +156,13 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
     let mut meter = Meter::new(false);
     let mut drawn = Instant::now();
     let mut reports = Vec::with_capacity(sessions.len());
+    let mut calibration = Calibration::default();
     for (number, (path, session)) in args.trace.iter().zip(&sessions).enumerate() {
         let model = match &model {
             None if args.leave_one_out && args.policy.0.needs_model() => Some(others(args, &sessions, number)?),
             model => model.clone(),
         };
-        let (figures, bound) = replay_one(args, session, model.as_ref());
+        let (figures, answers, bound) = replay_one(args, session, model.as_ref());
         if figures.steps < session.accesses.len() {
             return Err(Error::new(
                 errno::EIO,
@@ -163,6 +170,7 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
             ));
         }
         reports.push(report(path, args.policy.0, &figures, &bound));
+        calibration.add(&name(path), &answers);
         if drawn.elapsed() >= DRAW_EVERY {
             meter.show(&format!("{} of {} sessions replayed", number + 1, sessions.len()));
             drawn = Instant::now();
@@ -173,8 +181,14 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
         let json = serde_json::to_string_pretty(&reports);
         files::replace(path, json.map_err(|e| Error::io("cannot write the figures", e.into()))? + "\n")?;
     }
+    let mut text = table(&reports);
+    if let Some(path) = &args.calibration {
+        files::replace(path, calibration.json()?)?;
+        text += "\n";
+        text += &calibration.table();
+    }
     // A reader that went away (`| head -1`) is no failure.
-    let _ = std::io::stdout().write_all(table(&reports).as_bytes());
+    let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(Outcome::Done)
 }
 
@@ -187,19 +201,28 @@ fn others(args: &ReplayArgs, sessions: &[Session], one: usize) -> Result<Arc<Mod
     Ok(Arc::new(trainer.finish()))
 }
 
-fn replay_one(args: &ReplayArgs, session: &Session, model: Option<&Arc<Model>>) -> (Figures, Bound) {
+fn replay_one(args: &ReplayArgs, session: &Session, model: Option<&Arc<Model>>) -> (Figures, Vec<Answer>, Bound) {
     let steps = replay::guest(session, args.think, PAUSE_MAX);
     let link = LinkModel { rate: args.rate as f64, round_trip: args.rtt };
     let mut config = Config { fill: args.fill, block_bytes: session.geometry.block_bytes(), ..Config::default() };
     let foresight = args.policy.0.foresight(&mut config, model, session);
     let geometry = session.geometry;
-    let figures = replay::run(Setup { steps: &steps, geometry, link, config, foresight });
-    (figures, oracle::bound(&steps, geometry, link))
+    let setup = Setup { steps: &steps, geometry, link, config, foresight };
+    let (figures, answers) = match args.calibration {
+        None => (replay::run(setup), Vec::new()),
+        Some(_) => replay::run_asking(setup, &calibration::questions()),
+    };
+    (figures, answers, oracle::bound(&steps, geometry, link))
+}
+
+/// What a session is called: its file's name without the ending.
+fn name(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn report(path: &Path, policy: Policy, figures: &Figures, bound: &Bound) -> Report {
     Report {
-        trace: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        trace: name(path),
         policy: policy.name(),
         guest_s: bound.guest.as_secs_f64(),
         total_s: figures.total.as_secs_f64(),
