@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::calibration::Questions;
 use super::oracle::{Bound, bound};
-use super::{Figures, LinkModel, Policy, Setup, guest, run};
+use super::{Figures, LinkModel, Policy, Setup, guest, run, run_asking};
 use crate::config::Config;
 use crate::model::{Limits, Model, Trainer, testing as made_up};
 use crate::session::{Session, text};
@@ -87,6 +88,29 @@ fn nobody_is_faster_than_the_bound_and_foresight_helps() {
         let [planner, none, readahead, _, _, oracle] = Policy::ALL.map(total);
         assert!(oracle <= planner && planner < readahead && readahead <= none, "{tasks:?}");
     }
+}
+
+#[test]
+fn forecasts_are_given_on_the_way_and_change_nothing() {
+    let learnt: Vec<_> = (0..4).map(|seed| made_up::session(seed, &[1, 2, 3])).collect();
+    let mut trainer = Trainer::new(learnt[0].geometry, Limits::default());
+    learnt.iter().for_each(|session| trainer.add(session).unwrap());
+    let model = Arc::new(trainer.finish());
+    let session = made_up::session(99, &[1, 2, 3]);
+    let steps = guest(&session, 1.0, Duration::from_secs(2));
+    let mut config = Config { fill: false, ..Config::default() };
+    let foresight = Policy::Planner.foresight(&mut config, Some(&model), &session);
+    let setup = Setup { steps: &steps, geometry: session.geometry, link: LINK, config, foresight };
+    let second = Duration::from_secs(1);
+    let (figures, answers) = run_asking(setup, &Questions { every: second / 4, horizons: vec![second / 2, second] });
+    assert_eq!(figures, replay(&session, Policy::Planner, Some(&model)).0);
+    assert!(answers.len() > 20 && answers.iter().all(|a| a.said.foreseen && a.at + a.horizon <= figures.total));
+    // Where a stall came it had been likelier than where none did: the forecast knows something.
+    let mean = |stalled| {
+        let risks: Vec<f64> = answers.iter().filter(|a| a.stalled == stalled).map(|a| a.said.stall_risk).collect();
+        risks.iter().sum::<f64>() / risks.len() as f64
+    };
+    assert!(mean(true) > mean(false) + 0.2, "{} {}", mean(true), mean(false));
 }
 
 #[test]
