@@ -10,7 +10,8 @@
 //! [`Expectation`]), at the tempo of this guest and on this link. What comes of that is too sure of itself: the samples
 //! are few, and all of them ignore what they have in common. So the two views are weighed against each other by a logistic
 //! function. Its three numbers were learnt from replays of 33 sessions, each foretold by the others, on a fast and on
-//! a slow link; learnt from two thirds of them it is right about the third.
+//! a slow link. Learnt from two thirds of them it is right about the third on the fast link; on the slow one, where a
+//! moment without a stall is rare, it says too little of the low risks.
 
 use std::time::Duration;
 
