@@ -30,8 +30,9 @@
  *   vms_fd, vms_size, vms_block_size, | any   | never
  *   vms_resident                      |       |
  *   vms_reap, vms_event_fd            | full  | never
- *   vms_get_stats, vms_get_forecast,  | full  | for microseconds
- *   vms_set, vms_mark, vms_link_error |       |
+ *   vms_get_stats, vms_set, vms_mark, | full  | for microseconds
+ *   vms_link_error                    |       |
+ *   vms_get_forecast                  | full  | for milliseconds
  *   vms_map                           | full  | for one mmap
  *   vms_cancel                        | full  | for microseconds
  *   vms_open                          | full  | until the origin has answered, or open_timeout
@@ -120,6 +121,11 @@
  * Log level: details for developers.
  */
 #define VMS_LOG_DEBUG 4
+
+/**
+ * The risk up to which vms_forecast calls a guest calm, in millionths.
+ */
+#define VMS_CALM_RISK_PPM 50000
 
 /**
  * An open image. Opaque.
@@ -263,6 +269,9 @@ typedef struct vms_stats {
 
 /**
  * What is to be expected. Set struct_size as for vms_stats.
+ *
+ * A stall here is a time of more than 100 ms on end during which a request of the guest waits for bytes: what a person
+ * notices. vms_stats counts shorter waits as well.
  */
 typedef struct vms_forecast {
     /**
@@ -281,6 +290,19 @@ typedef struct vms_forecast {
      * Bytes not resident yet.
      */
     uint64_t missing_bytes;
+    /**
+     * Time in the time asked about that the guest is expected to wait for bytes, in nanoseconds; short waits count too.
+     */
+    uint64_t expected_stall_ns;
+    /**
+     * How long the guest would have to be held back from now on, in nanoseconds, until the risk of the time that then
+     * follows is at most VMS_CALM_RISK_PPM; 0 when it is so now, UINT64_MAX when it cannot be told how long.
+     */
+    uint64_t calm_in_ns;
+    /**
+     * 1 when all this follows from sessions of the past, 0 when only from how often the guest stalled so far.
+     */
+    uint64_t foreseen;
 } vms_forecast;
 
 /**
@@ -415,7 +437,8 @@ int32_t vms_close(struct vms_image *image);
 int32_t vms_get_stats(const struct vms_image *image, struct vms_stats *stats);
 
 /**
- * Fills forecast for the next horizon_ms milliseconds. Set forecast->struct_size first. Returns 0 or a negative errno.
+ * Fills forecast for the next horizon_ms milliseconds. Set forecast->struct_size first. Takes a few milliseconds with a
+ * model, during which nobody waits for it, so ask a few times a second at most. Returns 0 or a negative errno.
  */
 int32_t vms_get_forecast(const struct vms_image *image, uint32_t horizon_ms, struct vms_forecast *forecast);
 

@@ -49,12 +49,25 @@ pub struct Stats {
     pub failures_on_end: u32,
 }
 
-/// What is to be expected.
+/// A guest that waits for bytes longer than this on end is said to stall, where the future is spoken of: from about a
+/// tenth of a second on a person notices that a machine hesitates. [`Stats::stalls`] counts all waits.
+pub const STALL: Duration = Duration::from_millis(100);
+
+/// Risk up to which a guest is called calm when nobody says otherwise: one stall in twenty times that one looks.
+pub const CALM_RISK: f64 = 0.05;
+
+/// What is to be expected in a time that somebody asked about, the *horizon*.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Forecast {
-    /// Probability that the guest waits for bytes at least once in the time asked about, from 0 to 1. Without a model
-    /// it follows from how often it waited lately: arrivals of a Poisson process.
+    /// Probability of at least one stall (see [`STALL`]) within the horizon, from 0 to 1.
     pub stall_risk: f64,
+    /// Time within the horizon that the guest is expected to wait for bytes, short waits included.
+    pub expected_stall: Duration,
+    /// How long the guest would have to be held back from now on, until the risk of the horizon that then follows is
+    /// low enough; zero when it is so now, `None` when it cannot be told how long.
+    pub calm_in: Option<Duration>,
+    /// True when this follows from sessions of the past, false when only from how often the guest stalled so far.
+    pub foreseen: bool,
     /// Time until the image is complete if the link keeps its rate and the guest leaves it to the fill; `None` when the
     /// rate is unknown.
     pub complete_in: Option<Duration>,

@@ -318,7 +318,9 @@ fn options_change_while_the_image_is_open() {
     wait_until("the fill", || image.is_complete());
     assert!(image.set("cache", "/x").unwrap_err().to_string().contains("cannot be changed"));
     let forecast = image.forecast(Duration::from_secs(10));
-    assert_eq!((forecast.missing_bytes, forecast.stall_risk), (0, 0.0));
+    assert_eq!((forecast.missing_bytes, forecast.stall_risk, forecast.foreseen), (0, 0.0, false));
+    let zero = Duration::ZERO;
+    assert_eq!((forecast.expected_stall, forecast.calm_in, forecast.complete_in), (zero, Some(zero), Some(zero)));
 }
 
 /// A model of sessions that read one block and then, elsewhere, some others.

@@ -77,7 +77,8 @@ pub unsafe extern "C" fn vms_get_stats(image: *const vms_image, stats: *mut vms_
     })
 }
 
-/// Fills forecast for the next horizon_ms milliseconds. Set forecast->struct_size first. Returns 0 or a negative errno.
+/// Fills forecast for the next horizon_ms milliseconds. Set forecast->struct_size first. Takes a few milliseconds with a
+/// model, during which nobody waits for it, so ask a few times a second at most. Returns 0 or a negative errno.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vms_get_forecast(
     image: *const vms_image,
@@ -93,6 +94,9 @@ pub unsafe extern "C" fn vms_get_forecast(
             stall_risk_ppm: (f.stall_risk * 1e6).round() as u64,
             complete_in_ns: f.complete_in.map_or(u64::MAX, nanos),
             missing_bytes: f.missing_bytes,
+            expected_stall_ns: nanos(f.expected_stall),
+            calm_in_ns: f.calm_in.map_or(u64::MAX, nanos),
+            foreseen: f.foreseen.into(),
         };
         // SAFETY: the header demands a struct of struct_size bytes.
         unsafe { hand_over(value, forecast) }

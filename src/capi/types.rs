@@ -119,7 +119,13 @@ pub struct vms_stats {
     pub failures_on_end: u64,
 }
 
+/// The risk up to which vms_forecast calls a guest calm, in millionths.
+pub const VMS_CALM_RISK_PPM: u64 = 50000;
+
 /// What is to be expected. Set struct_size as for vms_stats.
+///
+/// A stall here is a time of more than 100 ms on end during which a request of the guest waits for bytes: what a person
+/// notices. vms_stats counts shorter waits as well.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct vms_forecast {
@@ -131,6 +137,13 @@ pub struct vms_forecast {
     pub complete_in_ns: u64,
     /// Bytes not resident yet.
     pub missing_bytes: u64,
+    /// Time in the time asked about that the guest is expected to wait for bytes, in nanoseconds; short waits count too.
+    pub expected_stall_ns: u64,
+    /// How long the guest would have to be held back from now on, in nanoseconds, until the risk of the time that then
+    /// follows is at most VMS_CALM_RISK_PPM; 0 when it is so now, UINT64_MAX when it cannot be told how long.
+    pub calm_in_ns: u64,
+    /// 1 when all this follows from sessions of the past, 0 when only from how often the guest stalled so far.
+    pub foreseen: u64,
 }
 
 /// Takes a log message: level is one of VMS_LOG_*, message lives for the call. Called on any library thread and on
@@ -140,6 +153,11 @@ pub type vms_log_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, level:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_calm_risk_is_the_same_in_both_languages() {
+        assert_eq!(VMS_CALM_RISK_PPM as f64, crate::stats::CALM_RISK * 1e6);
+    }
 
     #[test]
     fn the_version_macros_are_those_of_the_package() {

@@ -13,6 +13,8 @@ mod backoff;
 mod demand;
 mod fill;
 mod flights;
+mod forecast;
+mod habits;
 mod issue;
 #[cfg(all(test, vmstream_shuttle))]
 mod model;
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 pub use demand::{Blocks, Request, RequestId};
 pub use flights::{Class, FetchId};
+pub use forecast::Outlook;
 pub use prefetch::PREFETCH_RESERVE;
 
 use crate::block::{BlockRange, Geometry};
@@ -38,6 +41,7 @@ use backoff::Backoff;
 use demand::Demand;
 use fill::Fill;
 use flights::Flights;
+use habits::Habits;
 use readahead::Readahead;
 
 /// A full disk is tried again at most this often.
@@ -124,6 +128,7 @@ pub struct Planner {
     failed: bool,
     full_until: Option<Moment>,
     stall_began: Option<Moment>,
+    habits: Habits,
     tally: Tally,
     wake: Option<Moment>,
     ready: Vec<RequestId>,
@@ -152,6 +157,7 @@ impl Planner {
             failed: false,
             full_until: None,
             stall_began: None,
+            habits: Habits::default(),
             tally: Tally::default(),
             wake: None,
             ready: Vec::new(),
@@ -160,6 +166,9 @@ impl Planner {
 
     /// Takes in what happened. Call [`Planner::plan`] after the last event of a moment.
     pub fn on(&mut self, event: Event, now: Moment, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
+        if matches!(event, Event::Needed(..) | Event::Touched(_)) {
+            self.habits.acted(now);
+        }
         match event {
             Event::Needed(id, request) => self.needed(id, request, blocks, actions),
             Event::Touched(range) => self.touched(range, false),
@@ -205,7 +214,11 @@ impl Planner {
         if let Some(foresight) = &mut self.foresight {
             foresight.touch(range);
         }
-        if self.prefetch == Prefetch::Readahead && !self.foresight.as_ref().is_some_and(|f| f.knows(range)) {
+        let known = self.foresight.as_ref().is_some_and(|f| f.knows(range));
+        if !known {
+            self.habits.met_news();
+        }
+        if self.prefetch == Prefetch::Readahead && !known {
             self.readahead.touch(range, missed, &self.link, self.geometry.block_bytes());
         }
     }
@@ -242,6 +255,7 @@ impl Planner {
             (None, true) => self.stall_began = Some(now),
             (Some(began), false) => {
                 self.tally.stalled += now.since(began);
+                self.habits.waited(now.since(began), now);
                 self.stall_began = None;
             }
             _ => {}

@@ -93,6 +93,7 @@ impl Planner {
             self.foreseen_at = now;
             self.candidate = 0;
             foresight.plan(&self.link, &|range| blocks.first_absent(range).is_some());
+            self.habits.located(foresight.place(), now);
         }
     }
 

@@ -8,6 +8,7 @@
 //! transition graph gives what follows it, far into the future, re-checked as activity arrives.
 
 mod belief;
+mod forecast;
 
 use std::collections::HashSet;
 use std::fmt::Debug;
@@ -16,7 +17,8 @@ use std::sync::Arc;
 use crate::block::{Block, BlockRange};
 use crate::link::Link;
 use crate::model::{Model, SequenceId};
-use belief::Belief;
+use belief::{Belief, Cursor};
+pub use forecast::{Conditions, Expectation, Prospects};
 
 /// Steps of the remembered sessions that are looked at behind a cursor: order is never quite the same twice.
 const BACK: u32 = 6;
@@ -59,6 +61,14 @@ pub trait Foresight: Debug + Send {
     fn plan(&mut self, link: &Link, absent: &dyn Fn(BlockRange) -> bool);
     /// What to fetch, the most urgent first.
     fn candidates(&self) -> &[Candidate];
+    /// What earlier sessions let one expect of the guest; `None` for a foresight that knows of none.
+    fn expectation(&self) -> Option<Expectation> {
+        None
+    }
+    /// The likeliest place of the guest: number of the session, and seconds on its clock.
+    fn place(&self) -> Option<(usize, f32)> {
+        None
+    }
 }
 
 /// What is summed up for a sequence over the sessions in which it lies ahead.
@@ -201,6 +211,16 @@ impl Foresight for Predictor {
 
     fn candidates(&self) -> &[Candidate] {
         &self.candidates
+    }
+
+    fn expectation(&self) -> Option<Expectation> {
+        Expectation::new(&self.model, self.belief.likely(), &self.candidates)
+    }
+
+    fn place(&self) -> Option<(usize, f32)> {
+        let (path, _, cursors) = self.belief.likely().next()?;
+        let cursor = cursors.iter().max_by(|a, b| a.strength.total_cmp(&b.strength))?;
+        Some((path, cursor.at))
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) enum News {
     Ended(FetchId),
     /// The planner wanted to be asked again.
     Wake,
+    /// Somebody asks for a forecast.
+    Question,
 }
 
 /// All that is to come.

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-/// A guest that waits longer than this stutters visibly.
-const LONG: Duration = Duration::from_millis(100);
+use crate::stats::STALL;
 
 /// Figures of one replay. Bytes are those of blocks, without headers, that arrived before the guest's last step ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +38,7 @@ impl Figures {
         if lasted > Duration::ZERO {
             self.stalled += lasted;
             self.stalls += 1;
-            self.long_stalls += u64::from(lasted > LONG);
+            self.long_stalls += u64::from(lasted > STALL);
         }
     }
 }

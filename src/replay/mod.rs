@@ -6,11 +6,13 @@
 //! *The link* ([`LinkModel`]) is one FIFO towards the guest; what has been asked for cannot be taken back. *The bound*
 //! ([`oracle`]) is what a link could do at best that knows the future, and a [`Policy`] is who decides what comes ahead.
 //!
-//! Who wants to see more than figures watches ([`watch()`]) and is told of each [`Sight`] as it happens.
+//! Who wants to see more than figures watches ([`watch()`]) and is told of each [`Sight`] as it happens, or asks the planner on
+//! the way what is to come ([`calibration`]).
 //!
 //! But for `live` nothing here reads a clock: the same session, link and policy give the same [`Figures`] on every machine.
 
 mod agenda;
+pub mod calibration;
 mod contents;
 mod downlink;
 mod figures;
@@ -27,7 +29,7 @@ pub use downlink::LinkModel;
 pub use figures::Figures;
 pub use policy::Policy;
 pub use sight::Sight;
-pub use world::{Setup, run, watch};
+pub use world::{Observer, Setup, run, watch};
 
 use std::time::Duration;
 

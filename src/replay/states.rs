@@ -60,6 +60,12 @@ impl States {
         absent.map(|block| self.set(BlockRange::one(block), flags, NEEDED | FETCHED)).sum()
     }
 
+    /// Bytes that are not here.
+    pub fn missing_bytes(&self) -> u64 {
+        let absent = self.flags.borrow().iter().filter(|flags| *flags & RESIDENT == 0).count() as u64;
+        (absent * self.geometry.block_bytes()).min(self.geometry.size())
+    }
+
     /// The guest's write has ended.
     pub fn written(&self, range: BlockRange) {
         self.set(range, RESIDENT, 0);

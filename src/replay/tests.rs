@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::calibration::Questions;
 use super::oracle::{Bound, bound};
-use super::{Figures, LinkModel, Policy, Setup, Sight, guest, run, watch};
+use super::{Figures, LinkModel, Observer, Policy, Setup, Sight, guest, run, watch};
 use crate::config::Config;
 use crate::model::{Limits, Model, Trainer, testing as made_up};
 use crate::planner::Class;
@@ -101,6 +102,30 @@ fn nobody_is_faster_than_the_bound_and_foresight_helps() {
 }
 
 #[test]
+fn forecasts_are_given_on_the_way_and_change_nothing() {
+    let learnt: Vec<_> = (0..4).map(|seed| made_up::session(seed, &[1, 2, 3])).collect();
+    let mut trainer = Trainer::new(learnt[0].geometry, Limits::default());
+    learnt.iter().for_each(|session| trainer.add(session).unwrap());
+    let model = Arc::new(trainer.finish());
+    let session = made_up::session(99, &[1, 2, 3]);
+    let steps = guest(&session, 1.0, Duration::from_secs(2));
+    let mut config = Config { fill: false, ..Config::default() };
+    let foresight = Policy::Planner.foresight(&mut config, Some(&model), &session);
+    let setup = Setup { steps: &steps, geometry: session.geometry, link: LINK, config, foresight };
+    let second = Duration::from_secs(1);
+    let questions = Questions { every: second / 4, horizons: vec![second / 2, second] };
+    let (figures, answers) = watch(setup, Observer { questions: Some(&questions), witness: None });
+    assert_eq!(figures, replay(&session, Policy::Planner, Some(&model)).0);
+    assert!(answers.len() > 20 && answers.iter().all(|a| a.said.foreseen && a.at + a.horizon <= figures.total));
+    // Where a stall came it had been likelier than where none did: the forecast knows something.
+    let mean = |stalled| {
+        let risks: Vec<f64> = answers.iter().filter(|a| a.stalled == stalled).map(|a| a.said.stall_risk).collect();
+        risks.iter().sum::<f64>() / risks.len() as f64
+    };
+    assert!(mean(true) > mean(false) + 0.2, "{} {}", mean(true), mean(false));
+}
+
+#[test]
 fn the_same_replay_gives_the_same_figures() {
     let session = made_up::session(5, &[3]);
     assert_eq!(replay(&session, Policy::Readahead, None), replay(&session, Policy::Readahead, None));
@@ -120,7 +145,7 @@ fn who_watches_sees_what_the_figures_sum_up_and_changes_nothing() {
     };
     let mut seen = Figures::default();
     let mut waits = None;
-    let figures = watch(setup(), &mut |at, sight| {
+    let mut witness = |at, sight| {
         assert!(at >= seen.total, "in order of time");
         seen.total = at;
         match sight {
@@ -133,7 +158,9 @@ fn who_watches_sees_what_the_figures_sum_up_and_changes_nothing() {
             Sight::Arrived { range, class: Class::Fill } => seen.fill_bytes += geometry.length(range),
             Sight::Arrived { range, .. } => seen.bytes += geometry.length(range),
         }
-    });
+    };
+    let (figures, answers) = watch(setup(), Observer { witness: Some(&mut witness), questions: None });
+    assert!(answers.is_empty(), "nobody asked");
     assert_eq!(figures, run(setup()));
     assert!(figures.stalls > 0 && figures.fill_bytes > 0, "{figures:?}");
     // What else there is cannot be seen from outside.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::agenda::{Agenda, News};
+use super::calibration::{Answer, Questions, Record};
 use super::downlink::Downlink;
 use super::sight::Sight;
 use super::states::States;
@@ -13,6 +14,7 @@ use crate::gate::Op;
 use crate::planner::{Action, Blocks, Class, Event, Outcome, Planner, RequestId};
 use crate::predictor::Foresight;
 use crate::session::needs;
+use crate::stats::CALM_RISK;
 use crate::time::Moment;
 
 /// When the guest starts: as on a real clock, some time after zero.
@@ -35,6 +37,15 @@ pub struct Setup<'a> {
     pub foresight: Option<Box<dyn Foresight>>,
 }
 
+/// Who looks on, which changes no figure.
+#[derive(Default)]
+pub struct Observer<'a> {
+    /// Is told what happens as it happens, and when, counted from the guest's start.
+    pub witness: Option<&'a mut dyn FnMut(Duration, Sight)>,
+    /// What is asked about the future on the way.
+    pub questions: Option<&'a Questions>,
+}
+
 struct World<'a> {
     steps: &'a [Step],
     geometry: Geometry,
@@ -50,24 +61,19 @@ struct World<'a> {
     /// The earliest wake-up on the agenda.
     wake: Option<Moment>,
     figures: Figures,
-    /// Who watches, if anybody does.
-    witness: Option<Witness<'a>>,
+    /// Who looks on.
+    observer: Observer<'a>,
+    /// What was answered.
+    record: Record,
 }
-
-/// Is told what happens, and when, counted from the guest's start.
-type Witness<'a> = &'a mut dyn FnMut(Duration, Sight);
 
 /// Replays `setup` to the guest's last step.
 pub fn run(setup: Setup<'_>) -> Figures {
-    replay(setup, None)
+    watch(setup, Observer::default()).0
 }
 
-/// The same, and tells `witness` what happens as it happens, with the time since the start. It changes no figure.
-pub fn watch(setup: Setup<'_>, witness: &mut dyn FnMut(Duration, Sight)) -> Figures {
-    replay(setup, Some(witness))
-}
-
-fn replay<'a>(setup: Setup<'a>, witness: Option<Witness<'a>>) -> Figures {
+/// The same before an observer, with what its questions were answered.
+pub fn watch<'a>(setup: Setup<'a>, observer: Observer<'a>) -> (Figures, Vec<Answer>) {
     let Setup { steps, geometry, link, config, foresight } = setup;
     let mut planner = Planner::new(geometry, &config, SEED);
     planner.set_foresight(foresight);
@@ -83,10 +89,14 @@ fn replay<'a>(setup: Setup<'a>, witness: Option<Witness<'a>>) -> Figures {
         waiting: None,
         wake: None,
         figures: Figures::default(),
-        witness,
+        observer,
+        record: Record::default(),
     };
     world.think();
     world.plan();
+    if world.observer.questions.is_some() {
+        world.agenda.add(START, News::Question);
+    }
     while world.figures.steps < steps.len()
         && let Some((at, news)) = world.agenda.next()
     {
@@ -94,7 +104,7 @@ fn replay<'a>(setup: Setup<'a>, witness: Option<Witness<'a>>) -> Figures {
         world.happen(news);
     }
     world.figures.total = world.now.since(START);
-    world.figures
+    (world.figures, world.record.judge(START, world.now))
 }
 
 impl World<'_> {
@@ -121,12 +131,13 @@ impl World<'_> {
                 self.tell(Event::Finished(id, Outcome::Done));
             }
             News::Wake => self.wake = None,
+            News::Question => return self.answer(),
         }
         self.plan();
     }
 
     fn show(&mut self, sight: Sight) {
-        if let Some(witness) = &mut self.witness {
+        if let Some(witness) = &mut self.observer.witness {
             witness(self.now.since(START), sight);
         }
     }
@@ -148,6 +159,7 @@ impl World<'_> {
                     if let Some(since) = self.waiting.take() {
                         self.figures.stall(self.now.since(since));
                         self.show(Sight::Served);
+                        self.record.waited(since, self.now);
                         self.end_step();
                     }
                 }
@@ -192,6 +204,18 @@ impl World<'_> {
         }
         self.figures.steps += 1;
         self.think();
+    }
+
+    /// Asks the planner what an image would be asked.
+    fn answer(&mut self) {
+        let Some(questions) = self.observer.questions else { return };
+        let outlook = self.planner.outlook(self.now);
+        let missing = self.states.missing_bytes();
+        for &horizon in &questions.horizons {
+            let said = outlook.forecast(horizon, CALM_RISK, missing, &self.states);
+            self.record.said(self.now, horizon, said);
+        }
+        self.agenda.add(self.now + questions.every, News::Question);
     }
 
     fn think(&mut self) {

@@ -45,9 +45,17 @@ int main(void)
     CHECK(all(room.bytes + 24, sizeof room - 24, 0xaa));
 
     memset(&room, 0xaa, sizeof room);
+    room.forecast.struct_size = 32; /* as programs have it that were built before a forecast had more */
+    CHECK(vms_get_forecast(image, 1000, &room.forecast) == 0);
+    CHECK(room.forecast.missing_bytes < 1 << 20);
+    CHECK(all(room.bytes + 32, sizeof room - 32, 0xaa));
+
+    memset(&room, 0xaa, sizeof room);
     room.forecast.struct_size = 512;
     CHECK(vms_get_forecast(image, 1000, &room.forecast) == 0);
     CHECK(room.forecast.missing_bytes < 1 << 20);
+    CHECK(room.forecast.expected_stall_ns <= 1000000000 && room.forecast.foreseen == 0);
+    CHECK(room.forecast.stall_risk_ppm > VMS_CALM_RISK_PPM || room.forecast.calm_in_ns == 0);
     CHECK(all(room.bytes + sizeof(vms_forecast), 512 - sizeof(vms_forecast), 0));
     CHECK(all(room.bytes + 512, sizeof room - 512, 0xaa));
 

@@ -2,6 +2,7 @@
 
 mod disk;
 mod parked;
+mod wait;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use crate::report::{REPORT_EVERY, ReportArgs, Reporter};
 use crate::{Outcome, signals};
 use disk::{Disk, NAME};
 use parked::Parking;
+use wait::{End, Wait};
 
 /// Threads that take requests from the kernel. They never wait for the network, so a few are enough.
 const SESSION_THREADS: usize = 4;
@@ -47,6 +49,10 @@ pub struct MountArgs {
     /// Let other users use the mount (needs user_allow_other in /etc/fuse.conf, or root)
     #[arg(long)]
     pub allow_other: bool,
+
+    /// Mount only when the risk of a stall within a time is low, or after the longest wait
+    #[arg(long, value_name = "risk=5%[,for=30s][,max=60s]", value_parser = Wait::parse)]
+    pub wait: Option<Wait>,
 
     /// Set an option of the image, such as mirror=URL or connections=4; repeatable
     #[arg(long = "option", value_name = "KEY=VALUE")]
@@ -79,6 +85,14 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
     let image = open(args, &parking)?;
     opened.done();
     reporter.report(&image);
+
+    if let Some(wait) = &args.wait
+        && let End::Stopped(signal) = wait.hold(&image, &inbox, &mut reporter)
+    {
+        reporter.report(&image);
+        close(image)?;
+        return Ok(Outcome::Interrupted(signal));
+    }
 
     let disk = Disk::new(image.clone(), parking, args.read_only);
     let mut session = Session::new(disk, &args.dir, &session_config(args, &image))

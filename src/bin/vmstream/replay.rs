@@ -1,9 +1,10 @@
 //! `vmstream replay`: how long recorded guests would have waited, worked out in virtual time, or tried in real time.
 //!
 //! This file goes through the sessions and replays each; beside it lie the arguments (`args`), the models that the guests are
-//! followed by (`model`), real time (`live`, `origin`), and what is said in the end (`report`).
+//! followed by (`model`), real time (`live`, `origin`), and what is said in the end (`report`, `calibration`).
 
 mod args;
+mod calibration;
 mod live;
 mod model;
 mod origin;
@@ -19,8 +20,9 @@ use vmstream::config::Config;
 use vmstream::error::{Error, Result, errno};
 use vmstream::model::Model;
 use vmstream::predictor::Foresight;
+use vmstream::replay::calibration::Answer;
 use vmstream::replay::oracle::{self, Bound};
-use vmstream::replay::{self, Figures, LinkModel, Setup, Step};
+use vmstream::replay::{self, Figures, LinkModel, Observer, Setup, Sight, Step};
 use vmstream::session::Session;
 
 use crate::picture::session::Scene;
@@ -28,6 +30,7 @@ use crate::picture::watch::Watch;
 use crate::progress::Meter;
 use crate::{Outcome, files, picture, traces};
 pub use args::ReplayArgs;
+use calibration::Calibration;
 use live::Live;
 use report::Report;
 
@@ -65,6 +68,7 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
     let mut meter = Meter::new(false);
     let mut drawn = Instant::now();
     let mut reports = Vec::with_capacity(sessions.len());
+    let mut calibration = Calibration::default();
     for (number, (path, session)) in args.trace.iter().zip(&sessions).enumerate() {
         let model = match &model {
             None if args.leave_one_out && args.policy.0.needs_model() => Some(model::others(args, &sessions, number)?),
@@ -72,7 +76,7 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
         };
         let replay = Replay::new(args, path, session);
         let bound = replay.bound();
-        let figures = replay.virtually(model.as_ref(), &bound)?;
+        let (figures, answers) = replay.virtually(model.as_ref(), &bound)?;
         if figures.steps < session.accesses.len() {
             return Err(Error::new(
                 errno::EIO,
@@ -88,6 +92,7 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
             report = Report::new(&replay.name, args.policy.0, &lived, &bound).compared(&figures);
         }
         reports.push(report);
+        calibration.add(&replay.name, &answers);
         if drawn.elapsed() >= DRAW_EVERY {
             meter.show(&format!("{} of {} sessions replayed", number + 1, sessions.len()));
             drawn = Instant::now();
@@ -101,8 +106,14 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
     if let Some(path) = &args.json {
         files::replace(path, report::json(&reports)?)?;
     }
+    let mut text = report::table(&reports);
+    if let Some(path) = &args.calibration {
+        files::replace(path, calibration.json()?)?;
+        text += "\n";
+        text += &calibration.table();
+    }
     // A reader that went away (`| head -1`) is no failure.
-    let _ = std::io::stdout().write_all(report::table(&reports).as_bytes());
+    let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(interrupted.map_or(Outcome::Done, Outcome::Interrupted))
 }
 
@@ -135,19 +146,22 @@ impl<'a> Replay<'a> {
         oracle::bound(&self.steps, self.session.geometry, self.link)
     }
 
-    /// In virtual time, and draws it if that is asked for; `bound` is what could come of it at best.
-    fn virtually(&self, model: Option<&Arc<Model>>, bound: &Bound) -> Result<Figures> {
+    /// In virtual time; draws it, and asks what is to come, if that is wanted. `bound` is what could come of it at best.
+    fn virtually(&self, model: Option<&Arc<Model>>, bound: &Bound) -> Result<(Figures, Vec<Answer>)> {
         let Self { args, name, session, steps, link } = self;
         let (geometry, link) = (session.geometry, *link);
         let (config, foresight) = self.means(model);
         let setup = Setup { steps, geometry, link, config, foresight };
-        let Some(svg) = &args.svg else { return Ok(replay::run(setup)) };
+        let questions = args.calibration.as_ref().map(|_| calibration::questions());
+        let questions = questions.as_ref();
+        let Some(svg) = &args.svg else { return Ok(replay::watch(setup, Observer { questions, witness: None })) };
         let mut watch = Watch::new(geometry, steps);
-        let figures = replay::watch(setup, &mut |at, sight| watch.see(at, sight));
+        let mut witness = |at, sight: Sight| watch.see(at, sight);
+        let (figures, answers) = replay::watch(setup, Observer { questions, witness: Some(&mut witness) });
         let policy = args.policy.0.name();
         let scene = Scene { trace: name, policy, geometry, link, figures: &figures, bound, watch: &watch };
         files::replace(&picture_path(svg, name, args.trace.len()), picture::session::draw(&scene)?)?;
-        Ok(figures)
+        Ok((figures, answers))
     }
 
     /// In real time; `expected` is how long it takes in virtual time.

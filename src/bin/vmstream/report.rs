@@ -37,6 +37,10 @@ struct Status {
     rate_bytes_s: u64,
     round_trip_ms: f64,
     complete_in_s: Option<f64>,
+    stall_risk: f64,
+    expected_stall_s: f64,
+    calm_in_s: Option<f64>,
+    foreseen: bool,
     failed: bool,
     failures_on_end: u32,
     last_error: Option<String>,
@@ -44,6 +48,9 @@ struct Status {
 
 /// How often progress and status are renewed.
 pub const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// How far the status file looks ahead: far enough to act on, near enough to be known.
+const FORECAST: Duration = Duration::from_secs(30);
 
 /// Where a command reports to.
 #[derive(Args)]
@@ -84,6 +91,11 @@ impl Reporter {
         })
     }
 
+    /// Shows a line of another kind in the place of progress.
+    pub fn announce(&mut self, line: &str) {
+        self.meter.show(line);
+    }
+
     /// Reports the present state. A status file that cannot be written any more (a full disk, a directory that went
     /// away) is said once and tried again: a guest must not lose its disk over it.
     pub fn report(&mut self, image: &Image) {
@@ -116,6 +128,7 @@ impl Reporter {
 }
 
 fn text(image: &Image, stats: &Stats) -> Result<String> {
+    let forecast = image.forecast(FORECAST);
     let status = Status {
         source: image.source_name(),
         size: stats.size,
@@ -138,7 +151,11 @@ fn text(image: &Image, stats: &Stats) -> Result<String> {
         checkpoints: stats.checkpoints,
         rate_bytes_s: stats.rate,
         round_trip_ms: stats.round_trip.as_secs_f64() * 1e3,
-        complete_in_s: image.forecast(Duration::ZERO).complete_in.map(|d| d.as_secs_f64()),
+        complete_in_s: forecast.complete_in.map(|d| d.as_secs_f64()),
+        stall_risk: forecast.stall_risk,
+        expected_stall_s: forecast.expected_stall.as_secs_f64(),
+        calm_in_s: forecast.calm_in.map(|d| d.as_secs_f64()),
+        foreseen: forecast.foreseen,
         failed: stats.failed,
         failures_on_end: stats.failures_on_end,
         last_error: image.last_error(),

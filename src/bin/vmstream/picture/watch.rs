@@ -33,7 +33,7 @@ pub struct Arrival {
     pub bytes: u64,
 }
 
-/// The record of one replay. Give [`Watch::see`] to [`vmstream::replay::watch`].
+/// The record of one replay. [`vmstream::replay::watch`] is to call [`Watch::see`].
 #[derive(Debug)]
 pub struct Watch<'a> {
     geometry: Geometry,

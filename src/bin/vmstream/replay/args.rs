@@ -59,6 +59,10 @@ pub struct ReplayArgs {
     /// Draw the replay into FILE, as SVG; of several sessions each into a FILE with its name before the ending
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+
+    /// Ask for the forecast once a second of the replay, show what was said beside what happened, and write it to FILE
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
 }
 
 /// The name that stands for no model.

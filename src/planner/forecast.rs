@@ -1,0 +1,263 @@
+//! What the guest has to expect: the risk of a stall, and how long to wait until it is gone.
+//!
+//! An [`Outlook`] is a copy of what the planner knows of the time to come. It is taken in a moment, and thought over
+//! afterwards, so that nobody who fetches has to wait for it.
+//!
+//! *From the guest's own past.* Its stalls are taken for the arrivals of a Poisson process that goes on at the rate of the
+//! last minutes. It ends when the image is complete, and that is also when such a guest will be calm.
+//!
+//! *From other sessions*, where a model follows the guest: the sessions it may be repeating are played forward (see
+//! [`Expectation`]), at the tempo of this guest and on this link. What comes of that is too sure of itself: the samples
+//! are few, and all of them ignore what they have in common. So the two views are weighed against each other by a logistic
+//! function. Its three numbers were learnt from replays of 33 sessions, each foretold by the others, on a fast and on
+//! a slow link. Learnt from two thirds of them it is right about the third on the fast link; on the slow one, where a
+//! moment without a stall is rare, it says too little of the low risks.
+
+use std::time::Duration;
+
+use super::habits::Habits;
+use super::{Blocks, Planner};
+use crate::block::{BlockRange, Geometry};
+use crate::link::{Link, QUEUE_TARGET};
+use crate::predictor::{Conditions, Expectation, Prospects};
+use crate::stats::{Forecast, STALL};
+use crate::time::Moment;
+
+/// What a guest usually asks for at a time, in bytes: with it an unforeseen wait is guessed before any was seen.
+const DEMAND_BYTES: f64 = 64e3;
+/// A guess of how many waits are stalls counts as much as so many waits that were seen.
+const GUESS_WAITS: f64 = 4.0;
+/// What a link is taken for that has not been measured yet: its rate, in bytes a second, slow because who knows nothing
+/// must not promise, ...
+const RATE: f64 = 125e3;
+/// ... and the time of a fetch on demand on it, without the bytes, in seconds.
+const DEMAND_S: f64 = 0.06;
+/// The logistic function: its constant, ...
+const WEIGH_NOTHING: f64 = -0.75;
+/// ... how much the sessions count, ...
+const WEIGH_SESSIONS: f64 = 0.55;
+/// ... and the guest's own stalls. Together less than one: both views share their errors.
+const WEIGH_HABITS: f64 = 0.33;
+/// The guest's own past counts in full when it has been watched for so long, in seconds; before, the sessions stand in.
+const WATCH_FULL_S: f64 = 10.0;
+/// Nothing is believed to be rarer than this, or to be surer than all but this.
+const DOUBT: f64 = 0.003;
+/// Steps of the search for the head start: from an hour down to below a tenth of a second.
+const HALVINGS: u32 = 16;
+/// Longest head start that is looked for, in seconds: nobody holds a machine back longer.
+const HEAD_START_MAX_S: f64 = 3600.0;
+
+/// What the planner knows of the time to come.
+#[derive(Clone, Debug)]
+pub struct Outlook {
+    geometry: Geometry,
+    /// Bytes a second; 0 when unknown.
+    rate: f64,
+    /// How long a fetch on demand takes, without its bytes, in seconds.
+    demand_s: f64,
+    /// The image is completed whatever the guest does.
+    filling: bool,
+    habits: Habits,
+    /// How long the guest has been quiet, in seconds.
+    quiet_s: f64,
+    /// How long the guest has been waiting for bytes by now.
+    waiting: Duration,
+    expectation: Option<Expectation>,
+}
+
+impl Planner {
+    /// What is known now of the time to come.
+    pub fn outlook(&self, now: Moment) -> Outlook {
+        let mut habits = self.habits;
+        habits.look(now);
+        Outlook {
+            geometry: self.geometry,
+            rate: self.link.rate(),
+            demand_s: demand_s(&self.link),
+            filling: self.fill_on,
+            habits,
+            quiet_s: if self.demand.len() > 0 { 0.0 } else { habits.quiet_s(now) },
+            waiting: self.stall_began.map_or(Duration::ZERO, |began| now.since(began)),
+            expectation: self.foresight.as_ref().and_then(|foresight| foresight.expectation()),
+        }
+    }
+}
+
+/// A round trip and the queue that our own prefetch has built before it.
+fn demand_s(link: &Link) -> f64 {
+    (link.round_trip().unwrap_or_default() + QUEUE_TARGET).as_secs_f64()
+}
+
+impl Outlook {
+    /// What is to be expected within `horizon`, while `missing_bytes` of the image are not here; `calm_risk` is the risk,
+    /// from 0 to 1, that [`Forecast::calm_in`] is about.
+    pub fn forecast(&self, horizon: Duration, calm_risk: f64, missing_bytes: u64, blocks: &dyn Blocks) -> Forecast {
+        let complete_in = match missing_bytes {
+            0 => Some(Duration::ZERO),
+            bytes => Duration::try_from_secs_f64(bytes as f64 / self.rate).ok(),
+        };
+        let prospects = self.prospects(horizon, missing_bytes, blocks);
+        let own_risk = 1.0 - (-self.habits.stalls_a_second() * horizon.as_secs_f64()).exp();
+        let weighed = |prospects: &Prospects, head_start_s| self.weigh(prospects.risk(head_start_s), own_risk);
+        let (stall_risk, stood_s) = match &prospects {
+            _ if missing_bytes == 0 => (0.0, 0.0),
+            // It is happening.
+            Some(prospects) if self.waiting > STALL => (1.0, prospects.stood_s()),
+            Some(prospects) => (weighed(prospects, 0.0), prospects.stood_s()),
+            None => (own_risk, horizon.as_secs_f64() * self.habits.share_waited()),
+        };
+        let head_start = prospects.as_ref().and_then(|prospects| head_start(&|s| weighed(prospects, s), calm_risk));
+        let complete = complete_in.filter(|_| self.filling);
+        let calm_in = if stall_risk <= calm_risk {
+            Some(Duration::ZERO)
+        } else {
+            [head_start, complete].into_iter().flatten().min()
+        };
+        let expected_stall = Duration::from_secs_f64(stood_s);
+        Forecast { stall_risk, expected_stall, calm_in, foreseen: prospects.is_some(), complete_in, missing_bytes }
+    }
+
+    /// The risk in which both views are heard, from 0 to 1.
+    fn weigh(&self, foreseen: f64, own: f64) -> f64 {
+        let logit = |risk: f64| {
+            let risk = risk.clamp(DOUBT, 1.0 - DOUBT);
+            (risk / (1.0 - risk)).ln()
+        };
+        let watched = (self.habits.watched_s() / WATCH_FULL_S).min(1.0);
+        let habits = watched * logit(own) + (1.0 - watched) * logit(foreseen);
+        let sum = WEIGH_NOTHING + WEIGH_SESSIONS * logit(foreseen) + WEIGH_HABITS * habits;
+        1.0 / (1.0 + (-sum).exp())
+    }
+
+    /// What the remembered sessions say; `None` without any.
+    fn prospects(&self, horizon: Duration, missing_bytes: u64, blocks: &dyn Blocks) -> Option<Prospects> {
+        let expectation = self.expectation.as_ref()?;
+        let (rate, demand_s) = if self.rate > 0.0 { (self.rate, self.demand_s) } else { (RATE, DEMAND_S) };
+        let unforeseen_s = demand_s + DEMAND_BYTES / rate;
+        let guess = if unforeseen_s > STALL.as_secs_f64() { 1.0 } else { 0.0 };
+        let conditions = Conditions {
+            rate,
+            demand_s,
+            horizon_s: horizon.as_secs_f64(),
+            tempo: self.habits.tempo(),
+            since_s: self.quiet_s,
+            begun: self.habits.has_begun(),
+            news: self.habits.news(),
+            long_share: self.habits.share_stalled(guess, GUESS_WAITS),
+            absent_share: missing_bytes as f64 / self.geometry.size() as f64,
+            stalls_a_second: self.habits.stalls_a_second(),
+            filling: self.filling,
+        };
+        Some(expectation.play(&conditions, &|range| absent_bytes(self.geometry, range, blocks)))
+    }
+}
+
+/// The shortest head start after which the risk is low enough; `None` when no time would do.
+fn head_start(risk: &dyn Fn(f64) -> f64, calm_risk: f64) -> Option<Duration> {
+    let (mut short, mut enough) = (0.0, HEAD_START_MAX_S);
+    if risk(enough) > calm_risk {
+        return None;
+    }
+    for _ in 0..HALVINGS {
+        let middle = (short + enough) / 2.0;
+        if risk(middle) > calm_risk { short = middle } else { enough = middle }
+    }
+    Some(Duration::from_secs_f64(enough))
+}
+
+/// Bytes of a range that are not here.
+fn absent_bytes(geometry: Geometry, range: BlockRange, blocks: &dyn Blocks) -> u64 {
+    let (mut rest, mut bytes) = (range, 0);
+    while let Some(start) = blocks.first_absent(rest) {
+        rest.start = start;
+        let end = blocks.first_present(rest).unwrap_or(rest.end);
+        bytes += geometry.length(BlockRange { start, end });
+        rest.start = end;
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Event, RequestId};
+    use super::*;
+    use crate::block::{Block, BlockRange, Geometry};
+    use crate::config::Config;
+    use crate::gate::{Op, State};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// An image of which all is here or nothing.
+    struct All(bool);
+
+    impl Blocks for All {
+        fn state(&self, _: Block) -> State {
+            if self.0 { State::Resident } else { State::Absent }
+        }
+        fn first_missing(&self, range: BlockRange) -> Option<Block> {
+            (!self.0).then_some(range.start)
+        }
+        fn first_absent(&self, range: BlockRange) -> Option<Block> {
+            self.first_missing(range)
+        }
+        fn first_present(&self, range: BlockRange) -> Option<Block> {
+            self.0.then_some(range.start)
+        }
+        fn claim(&self, _: BlockRange) -> bool {
+            true
+        }
+        fn watch(&self, _: bool) {}
+    }
+
+    #[test]
+    fn without_a_model_stalls_go_on_as_they_were() {
+        let geometry = Geometry::new(1 << 30, 4096).unwrap();
+        let mut planner = Planner::new(geometry, &Config { fill: false, ..Config::default() }, 1);
+        let mut actions = Vec::new();
+        let mut now = Moment(1);
+        for id in 0..20 {
+            let request = Planner::request(geometry, Op::Read, id << 20, 4096, now);
+            planner.on(Event::Needed(RequestId(id), request), now, &All(false), &mut actions);
+            now = now + SECOND / 4;
+            planner.demand.arrived(geometry.all(), &All(true), &mut planner.ready);
+            planner.on(Event::WritesEnded, now, &All(true), &mut actions);
+            now = now + SECOND * 3 / 4;
+        }
+        let outlook = planner.outlook(now);
+        let risk = |horizon| outlook.forecast(horizon, 0.05, 1 << 20, &All(false)).stall_risk;
+        assert!((risk(SECOND) - (1.0 - (-1f64).exp())).abs() < 0.05, "{}", risk(SECOND));
+        assert!(risk(SECOND / 10) < risk(SECOND) && risk(SECOND * 30) > 0.999);
+        let forecast = outlook.forecast(SECOND * 8, 0.05, 1 << 20, &All(false));
+        assert!((forecast.expected_stall.as_secs_f64() - 2.0).abs() < 0.2, "{forecast:?}");
+        assert_eq!((forecast.calm_in, forecast.foreseen), (None, false), "nobody completes the image");
+        planner.set_fill(true);
+        let forecast = Outlook { rate: 1e6, ..planner.outlook(now) }.forecast(SECOND, 0.05, 3_000_000, &All(false));
+        assert_eq!((forecast.calm_in, forecast.complete_in), (Some(SECOND * 3), Some(SECOND * 3)));
+        let forecast = planner.outlook(now).forecast(SECOND, 0.05, 0, &All(true));
+        assert_eq!((forecast.stall_risk, forecast.calm_in), (0.0, Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn both_views_are_heard_and_the_guests_own_more_with_time() {
+        let geometry = Geometry::new(1 << 30, 4096).unwrap();
+        let mut planner = Planner::new(geometry, &Config::default(), 1);
+        let unwatched = planner.outlook(Moment(1));
+        let foreseen: Vec<f64> = (0..=10).map(|tenths| unwatched.weigh(f64::from(tenths) / 10.0, 0.0)).collect();
+        assert!(foreseen.is_sorted() && foreseen[0] < 0.01 && foreseen[10] > 0.95, "{foreseen:?}");
+        assert_eq!(unwatched.weigh(0.5, 0.0), unwatched.weigh(0.5, 1.0), "a guest that did nothing has no past");
+        for second in 1..=30 {
+            planner.habits.acted(Moment(0) + SECOND * second);
+        }
+        let watched = planner.outlook(Moment(0) + SECOND * 30);
+        assert!(watched.weigh(0.5, 0.01) < unwatched.weigh(0.5, 0.01));
+        assert!(watched.weigh(0.5, 0.99) > unwatched.weigh(0.5, 0.99));
+    }
+
+    #[test]
+    fn the_head_start_is_the_shortest_that_is_long_enough() {
+        let risk = |head_start_s: f64| if head_start_s < 12.5 { 0.4 } else { 0.02 };
+        let found = head_start(&risk, 0.05).unwrap().as_secs_f64();
+        assert!((12.5..12.6).contains(&found), "{found}");
+        assert_eq!(head_start(&risk, 0.01), None);
+    }
+}
