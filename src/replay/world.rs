@@ -53,7 +53,7 @@ struct World<'a> {
 pub fn run(setup: Setup<'_>) -> Figures {
     let Setup { steps, geometry, link, config, foresight } = setup;
     let mut planner = Planner::new(geometry, &config, SEED);
-    planner.set_foresight(foresight);
+    planner.set_foresight(foresight, 0);
     let mut world = World {
         steps,
         geometry,

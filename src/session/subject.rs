@@ -55,6 +55,12 @@ impl Subject {
         Self { geometry, validator, mtime_s: identity.mtime_s, started: Some(WallTime::now()) }
     }
 
+    /// True unless it is known to be a session of another image than `other` is.
+    pub fn is_of(&self, other: &Self) -> bool {
+        let known = self.validator.as_ref().zip(other.validator.as_ref());
+        self.geometry == other.geometry && known.is_none_or(|(ours, theirs)| ours == theirs)
+    }
+
     /// An image of which nothing more is known.
     pub fn nameless(geometry: Geometry) -> Self {
         Self { geometry, validator: None, mtime_s: None, started: None }

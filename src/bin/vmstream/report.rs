@@ -39,6 +39,8 @@ struct Status {
     complete_in_s: Option<f64>,
     failed: bool,
     failures_on_end: u32,
+    model: String,
+    model_sessions: u64,
     last_error: Option<String>,
 }
 
@@ -116,6 +118,7 @@ impl Reporter {
 }
 
 fn text(image: &Image, stats: &Stats) -> Result<String> {
+    let model = image.model();
     let status = Status {
         source: image.source_name(),
         size: stats.size,
@@ -141,6 +144,8 @@ fn text(image: &Image, stats: &Stats) -> Result<String> {
         complete_in_s: image.forecast(Duration::ZERO).complete_in.map(|d| d.as_secs_f64()),
         failed: stats.failed,
         failures_on_end: stats.failures_on_end,
+        model: model.text,
+        model_sessions: model.sessions,
         last_error: image.last_error(),
     };
     let json = serde_json::to_string_pretty(&status);
