@@ -117,18 +117,24 @@ fn what_is_no_model_of_this_image_is_done_without() {
         let server = publishing(file);
         let image = open(&server, &[]);
         image.block_wait(Op::Read, 0, BLOCK).unwrap();
-        says(&image, "none: nothing at http://");
+        says(&image, "none: ");
+        assert!(image.model().text.contains("/disk.vmm"), "{:?}", image.model());
         image.close().unwrap();
     }
     let huge = "HTTP/1.1 206 Partial Content\r\nContent-Length: 1\r\nContent-Range: bytes 0-0/1000000000000\r\n";
-    for answer in [status("404 Not Found", ""), status("500 Oh", ""), answer(huge, b"x")] {
+    let answers = [
+        (status("404 Not Found", ""), "none: nothing at http://"),
+        (status("500 Oh", ""), "500"),
+        (answer(huge, b"x"), "more than"),
+    ];
+    for (answer, why) in answers {
         let server = server(move |_, wire| {
             wire.send(&answer);
             Next::Close
         });
         let image = open(&server, &[]);
         image.block_wait(Op::Read, 0, BLOCK).unwrap();
-        says(&image, "none: nothing at http://");
+        says(&image, why);
         image.close().unwrap();
     }
 }

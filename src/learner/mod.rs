@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 
 use crate::config::{Config, HttpOptions, ModelChoice};
 use crate::engine::Follower;
-use crate::error::Error;
+use crate::error::{Error, errno};
 use crate::model::Model;
 use crate::predictor::Predictor;
 use crate::session::{Directory, Subject};
@@ -211,7 +211,7 @@ impl Pupil {
             ours.size(),
             ours.block_bytes()
         );
-        Err(Error::new(crate::error::errno::EINVAL, text))
+        Err(Error::new(errno::EINVAL, text))
     }
 
     /// The shelf, the sessions, the publisher.
@@ -223,8 +223,9 @@ impl Pupil {
             following = self.follow_shelf(shelf);
             following |= self.take_lessons(shelf);
         }
+        let mut why = "no session was learnt here yet".to_owned();
         let Some(publisher) = publisher.filter(|_| !self.common.is_closing()) else {
-            return self.conclude(following, "no session was recorded here yet");
+            return self.conclude(following, &why);
         };
         let known = shelf.as_ref().and_then(Shelf::published_validator);
         let found = match &publisher {
@@ -234,19 +235,26 @@ impl Pupil {
                 .and_then(|document| self.fetch(document, known.as_deref()))
                 .map(|found| found.1),
         };
-        match found {
-            Ok(Found::New { bytes, validator }) => following |= self.heed(&publisher, shelf.as_mut(), bytes, validator),
-            Ok(Found::Unchanged) => {}
+        let heeded = found.and_then(|found| match found {
+            Found::New { bytes, validator } => self.heed(&publisher, shelf.as_mut(), bytes, validator),
+            Found::Unchanged => Ok(false),
+        });
+        match heeded {
+            Ok(new) => following |= new,
             // Most images have none.
-            Err(error) if error.errno() == crate::error::errno::ENOENT => {
+            Err(error) if error.errno() == errno::ENOENT => {
+                why = format!("nothing at {}, and {why}", publisher.name());
                 if let Some(shelf) = &mut shelf {
                     shelf.forget_published();
                 }
             }
-            Err(error) if following || self.common.is_closing() => log::debug!("{error}"),
-            Err(error) => log::warn!("no model from beside the image: {error}"),
+            Err(error) if self.common.is_closing() => log::debug!("{error}"),
+            Err(error) => {
+                log::warn!("no model from beside the image: {error}");
+                why = error.to_string();
+            }
         }
-        self.conclude(following, &format!("nothing at {}, and no session was recorded here yet", publisher.name()));
+        self.conclude(following, &why);
     }
 
     fn conclude(&self, following: bool, why: &str) {
@@ -270,32 +278,28 @@ impl Pupil {
         })
     }
 
-    /// Takes what the publisher has, and learns the sessions anew on top of it.
+    /// Takes what the publisher has, and learns the sessions anew on top of it. Answers false when it is in use already.
     fn heed(
         &self,
         publisher: &Publisher,
         shelf: Option<&mut Shelf>,
         bytes: Vec<u8>,
         validator: Option<String>,
-    ) -> bool {
-        let name = publisher.name();
-        let Some(shelf) = shelf else { return self.follow(&name, &bytes, PUBLISHED) };
-        if shelf.published().as_ref() == Some(&bytes) {
-            return false; // in use already
+    ) -> Result<bool, Error> {
+        if shelf.as_ref().is_some_and(|shelf| shelf.published().as_ref() == Some(&bytes)) {
+            return Ok(false);
         }
         // Looked at before it replaces one that may be better.
-        let model = match Model::read(&name, &bytes[..]).and_then(|model| self.fitting(&name, model)) {
-            Ok(model) => model,
-            Err(error) => {
-                log::warn!("{error}");
-                return false;
-            }
-        };
-        shelf.publish(&bytes, validator);
-        if !self.take_lessons(shelf) {
+        let name = publisher.name();
+        let model = Model::read(&name, &bytes[..]).and_then(|model| self.fitting(&name, model))?;
+        let learnt = shelf.is_some_and(|shelf| {
+            shelf.publish(&bytes, validator);
+            self.take_lessons(shelf)
+        });
+        if !learnt {
             self.follow_model(model, PUBLISHED);
         }
-        true
+        Ok(true)
     }
 }
 

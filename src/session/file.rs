@@ -165,6 +165,17 @@ mod tests {
     }
 
     #[test]
+    fn a_session_is_being_written_until_its_writer_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(Directory::new(root.path(), 1 << 20), subject());
+        writer.write(&events(0, 10));
+        let path = files(root.path()).remove(0);
+        assert!(is_being_written(&path) && is_being_written(&path));
+        drop(writer);
+        assert!(!is_being_written(&path) && !is_being_written(&root.path().join("nothing")));
+    }
+
+    #[test]
     fn what_a_writer_wrote_is_loaded_whatever_its_end() {
         let root = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(Directory::new(root.path(), 1 << 20), subject());

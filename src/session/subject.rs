@@ -165,6 +165,15 @@ mod tests {
     }
 
     #[test]
+    fn only_what_both_know_tells_two_images_apart() {
+        let (first, second) = (subject(Some("1"), None, None), subject(Some("2"), None, Some(7)));
+        let unknown = subject(None, Some(3), None);
+        assert!(first.is_of(&first) && first.is_of(&unknown) && unknown.is_of(&second));
+        assert!(!first.is_of(&second));
+        assert!(!first.is_of(&Subject { geometry: Geometry::new(10_001, 512).unwrap(), ..first.clone() }));
+    }
+
+    #[test]
     fn a_validator_that_is_too_long_is_left_out() {
         let identity = Identity { size: 10_000, validator: Some("x".repeat(4097)), mtime_s: None };
         assert_eq!(Subject::now(&identity, Geometry::new(10_000, 512).unwrap()).validator, None);
