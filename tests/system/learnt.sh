@@ -7,7 +7,7 @@
 # it, and the least stall on such a link of somebody who knows the future (vmstream replay). Then a fourth guest learns from
 # the sessions alone, with nothing at the origin.
 #
-# The times are printed. What is checked leaves room for a busy machine: a tenth over the bound is the aim, a half may be.
+# The times are printed. What is checked leaves room for a busy machine: 15 % over the bound are the aim, 50 % may be.
 set -euo pipefail
 # shellcheck source=tests/system/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -16,6 +16,7 @@ need_fuse
 need_command linux.uml user-mode-linux
 begin
 image=$("$root/scripts/build-root.sh")
+case $image in *busybox*) skip "the task needs Python, and no Debian image could be made" ;; esac
 rate=${RATE:-25mbit} rtt=${RTT:-50ms}
 mkdir "$work/site" "$work/recorded"
 cp --reflink=auto --sparse=always "$image/disk.img" "$work/site/"
