@@ -30,7 +30,7 @@ all: build
 help:
 	@echo 'make             build the library and the tool (release)'
 	@echo 'make install     install under PREFIX=$(PREFIX), staged in DESTDIR; also make uninstall'
-	@echo 'make demo        boot a guest from a streamed disk over a slow link, three ways, and compare'
+	@echo 'make demo        boot a guest from a streamed disk over a slow link, four ways, and compare'
 	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
 	@echo 'make uml         build User-Mode Linux with streamed disks, and say how to start it'
 	@echo 'make bench       measure; figures are for this machine only'

@@ -1,12 +1,14 @@
 #!/bin/bash
-# demo.sh (make demo): one guest, one image on a web server 25 Mbit/s and 50 ms away, three ways to start it.
+# demo.sh (make demo): one guest, one image on a web server 25 Mbit/s and 50 ms away, four ways to start it.
 #
 #   download   the whole image first, then boot from the local file: what one does today
 #   demand     boot at once; a block comes when the guest asks for it and never earlier. With blocks of 64 KiB: with
 #              the default of 4 KiB, which streaming uses, the guest would wait for three minutes in 50 ms steps
 #   streaming  boot at once; what is about to be used comes ahead, and the rest of the link fills the image
+#   learnt     the same, but earlier guests have left their traces: what two streaming runs recorded - the one above and
+#              one more - was trained into a model, and the publisher has put that beside the image. The mount finds it there
 #
-# All three are really carried out, each with an empty cache and an origin of its own that paces the link. The
+# All four are really carried out, each with an empty cache and an origin of its own that paces the link. The
 # clock starts when the user presses enter: at the download's or the mount's start. "First output" is the moment
 # the application's first line appears on the guest's console. Stalls are the mount's own account: how often and
 # how long in all the guest waited for a block. Bytes and requests are what the origin counted. RATE, RTT and
@@ -56,7 +58,9 @@ row() {
                 (end - start) / 1e6, n == "" ? "?" : n, s == "-" ? s : sprintf("%.1f s", s), bytes / 1e6, requests }')")
 }
 
-origin() { serve "$1-origin" "$image" --rate "$rate" --rtt "$rtt"; }
+# What the origin publishes: from the fourth way on a directory with a model in it.
+published=$image
+origin() { serve "$1-origin" "$published" --rate "$rate" --rtt "$rtt"; }
 
 echo "1. download first"
 origin download
@@ -68,16 +72,23 @@ stop download-origin
 row download "download first"
 rm -f "$work/download.img"
 
-# stream NAME TITLE [OPTIONS...]: boots from a mount of the same image.
-stream() {
-    local name=$1 title=$2
-    shift 2
+# run NAME [OPTIONS...]: boots from a mount of the same image, with an empty cache.
+run() {
+    local name=$1
+    shift
     origin "$name"
     start_us=$(now_us)
     mount_disk "$name" "${url_of[$name-origin]}/disk.img" "$work/$name.cache" "$@"
     boot "$name" "$work/$name/disk"
     unmount "$name"
     stop "$name-origin"
+}
+
+# stream NAME TITLE [OPTIONS...]: the same, as a line of the table.
+stream() {
+    local name=$1 title=$2
+    shift 2
+    run "$name" "$@"
     row "$name" "$title" "$work/$name.json"
 }
 
@@ -85,6 +96,15 @@ echo "2. on demand"
 stream demand "demand only, blocks of $demand_block" --option prefetch=none --option fill=off --option block_size="$demand_block"
 echo "3. streaming"
 stream streaming "streaming, readahead"
+echo "4. streaming, learnt: from the run above and one more, by a model that lies beside the image"
+run again
+mkdir "$work/site"
+cp --reflink=auto --sparse=always "$image/disk.img" "$work/site/"
+"$vmstream" train -o "$work/site/disk.img.vmm" "$work"/{streaming,again}.cache/sessions/*.vms | sed 's/^.*\//  /'
+published=$work/site
+stream learnt "streaming, learnt"
+[ "$(json_number "$work/learnt.json" model_sessions)" = 2 ] || die "the guest of 'learnt' was not followed by the model"
+# Here goes the picture of the last run, once there is a drawing: the session is in $work/learnt.cache/sessions.
 
 echo
 printf '%-28s %12s %12s %8s %9s %12s %9s\n' '' 'first output' 'total' stalls stalled transferred requests

@@ -51,6 +51,33 @@ impl Sessions {
     }
 }
 
+/// Where the model comes from that an image follows its guest by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelChoice {
+    /// From beside the image at its origin, and from the sessions that were recorded here.
+    Auto,
+    /// From nowhere.
+    Off,
+    /// From this file.
+    File(PathBuf),
+    /// From this web server.
+    Url(String),
+}
+
+impl ModelChoice {
+    /// Reads `auto`, `off`, a URL or the name of a file.
+    pub fn parse(key: &str, value: &str) -> Result<Self> {
+        let web = |scheme: &&str| value.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme));
+        match value {
+            "" => Err(Error::option(key, value, "must be auto, off, a file or a URL")),
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            url if ["http://", "https://"].iter().any(web) => Ok(Self::Url(url.to_owned())),
+            path => Ok(Self::File(PathBuf::from(path))),
+        }
+    }
+}
+
 /// Options of HTTP sources.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
@@ -107,8 +134,8 @@ pub struct Config {
     pub open_timeout: Duration,
     /// `checkpoint=1s`: at most so long passes until what arrived is durable, while data flows.
     pub checkpoint: Duration,
-    /// `model=FILE`: what earlier sessions of this image have taught, to follow the guest by.
-    pub model: Option<PathBuf>,
+    /// `model=auto|off|FILE|URL`: what earlier sessions of this image have taught, to follow the guest by.
+    pub model: ModelChoice,
     /// `sessions=DIR|off`: where what the guest asks for is recorded; without it in `sessions` of the cache.
     pub sessions: Sessions,
     /// `sessions_max=64M`: bytes of all sessions in that directory; the oldest go.
@@ -147,7 +174,7 @@ impl Default for Config {
             retry_max: Duration::from_secs(5),
             open_timeout: Duration::from_secs(30),
             checkpoint: Duration::from_secs(1),
-            model: None,
+            model: ModelChoice::Auto,
             sessions: Sessions::Beside,
             sessions_bytes_max: 64 << 20,
             ring: 1024,
@@ -204,7 +231,7 @@ impl Config {
             "connect_timeout" => self.http.connect_timeout = duration_positive(key, value)?,
             "stall_timeout" => self.http.stall_timeout = duration_positive(key, value)?,
             "fault" => self.fault = Some(value.to_owned()),
-            "model" => self.model = Some(PathBuf::from(value)),
+            "model" => self.model = ModelChoice::parse(key, value)?,
             "cache" => self.cache = Some(PathBuf::from(value)),
             "file" => self.file = Some(PathBuf::from(value)),
             "block_size" => {

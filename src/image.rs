@@ -2,20 +2,20 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::block::Geometry;
-use crate::config::{Config, Prefetch, parse_duration, parse_switch};
+use crate::config::{Config, ModelChoice, Prefetch, parse_duration, parse_switch};
 use crate::engine::Engine;
 use crate::error::{Error, Result, errno};
 use crate::gate::{Answer, Gate, Op};
-use crate::model::Model;
+use crate::learner::Learner;
 use crate::notify::{Completion, CompletionQueue, Notifier};
-use crate::predictor::{Foresight, Predictor};
+use crate::predictor::Foresight;
 use crate::session::{self, Subject};
 use crate::source::{self, Source};
-use crate::stats::{CALM_RISK, Forecast, Stats};
+use crate::stats::{CALM_RISK, Forecast, ModelInUse, Stats};
 use crate::store::{Cache, Place};
 use crate::sys::{FileMap, with_signals_blocked};
 use crate::time::Moment;
@@ -37,6 +37,8 @@ use crate::time::Moment;
 /// # }
 /// ```
 pub struct Image {
+    /// Before the engine, which it uses.
+    learner: Learner,
     engine: Engine,
     map: OnceLock<FileMap>,
     opened: Moment,
@@ -106,7 +108,9 @@ impl Image {
     ) -> Result<Self> {
         let named = [format!("source={}", source.name())];
         let options = options.into_iter().map(|o| o.as_ref().to_owned());
-        let config = Config::parse(named.into_iter().chain(options))?;
+        let mut config = Config::parse(named.into_iter().chain(options))?;
+        // Nothing is known of what else such a transport can bring, so nobody is asked for a model.
+        config.sources.clear();
         Self::assemble(Cache::lock(&Place::of(&config))?, source, config, notifier)
     }
 
@@ -129,20 +133,24 @@ impl Image {
             store.path().map_or("a temporary file".into(), |path| path.to_string_lossy())
         );
         let sessions = session::Directory::of(&config);
-        let writer = sessions.map(|directory| session::Writer::new(directory, Subject::now(&identity, geometry)));
-        let predictor = config.model.as_deref().and_then(|path| predictor(path, geometry));
+        let subject = Subject::now(&identity, geometry);
+        let writer = sessions.map(|directory| session::Writer::new(directory, subject.clone()));
+        let complete = gate.states.resident_count() == geometry.blocks();
         let engine = Engine::start(gate, store, journal, source, notifier, writer, &config)?;
-        let image = Self { engine, map: OnceLock::new(), opened: Moment::now() };
-        if let Some(predictor) = predictor {
-            image.follow(Some(Box::new(predictor)));
-        }
-        Ok(image)
+        let learner = match config.model {
+            ModelChoice::Off => Learner::idle("model=off"),
+            _ if config.bulk => Learner::idle("nobody waits for single blocks (bulk=on)"),
+            _ if complete => Learner::idle("the image is complete"),
+            _ => Learner::start(&config, subject, engine.follower()),
+        };
+        Ok(Self { learner, engine, map: OnceLock::new(), opened: Moment::now() })
     }
 
     /// From now on follows the guest with a foresight of the caller's own, which knows nothing of what was touched
-    /// before, instead of the model that was given or none.
+    /// before, instead of the model that was found or is still to come.
     pub fn follow(&self, foresight: Option<Box<dyn Foresight>>) {
-        self.engine.change(|planner| planner.set_foresight(foresight));
+        self.learner.dismiss("none: the guest is followed by a foresight of the embedder's own");
+        self.engine.change(|planner| planner.set_foresight(foresight, 0));
     }
 
     fn gate(&self) -> &Gate {
@@ -357,6 +365,11 @@ impl Image {
         stats
     }
 
+    /// The model that the guest is followed by. It may come, and give way to a better one, while the image is in use.
+    pub fn model(&self) -> ModelInUse {
+        self.learner.status()
+    }
+
     /// What is to be expected in the next `horizon`; [`Forecast::calm_in`] is for a risk of [`CALM_RISK`]. With a model
     /// it takes a few milliseconds, in which it holds up nobody.
     pub fn forecast(&self, horizon: Duration) -> Forecast {
@@ -421,6 +434,7 @@ impl Image {
 
     /// Closes the image where it lies: completion callbacks that run meanwhile may still use it.
     pub(crate) fn stop(&self) -> Result<()> {
+        self.learner.stop();
         self.engine.stop()
     }
 
@@ -430,6 +444,7 @@ impl Image {
             let missing = self.size() - self.stats().resident_bytes;
             return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.source_name())));
         }
+        self.learner.stop();
         self.engine.finish()
     }
 }
@@ -443,22 +458,4 @@ fn open_source_aside(config: &Config, pinned: Option<&source::Identity>) -> Resu
         let opener = opener.map_err(|e| Error::io("cannot start thread vms-open", e))?;
         opener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
-}
-
-/// The guest of an image followed by the model in a file. A model is a help and nothing more: one that cannot be used is
-/// told of, and streaming goes on without it.
-fn predictor(path: &Path, geometry: Geometry) -> Option<Predictor> {
-    let model = Model::load(path).inspect_err(|error| log::warn!("no prediction: {error}")).ok()?;
-    if model.geometry() != geometry {
-        log::warn!(
-            "no prediction: the model {} is one of an image of {} bytes in blocks of {}, this one has {} in blocks of {}",
-            path.display(),
-            model.geometry().size(),
-            model.geometry().block_bytes(),
-            geometry.size(),
-            geometry.block_bytes()
-        );
-        return None;
-    }
-    Some(Predictor::new(Arc::new(model)))
 }

@@ -83,6 +83,7 @@ mod engine;
 pub mod error;
 pub mod gate;
 mod image;
+pub mod learner;
 pub mod link;
 pub mod model;
 pub mod notify;

@@ -74,3 +74,14 @@ pub struct Forecast {
     /// Bytes not resident yet.
     pub missing_bytes: u64,
 }
+
+/// The model that an image follows its guest by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelInUse {
+    /// Sessions that were learnt into it, repetitions included; 0 while there is none.
+    pub sessions: u64,
+    /// For a person: where it is from, or why there is none.
+    pub text: String,
+    /// True once nobody looks for one, or a better one, any more.
+    pub settled: bool,
+}

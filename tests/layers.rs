@@ -17,7 +17,7 @@ const LAYERS: [&[&str]; 5] = [
     &["error", "time", "sync", "counters", "stats", "block", "config", "sys"],
     &["link", "notify", "source", "store", "gate", "session", "model", "predictor"],
     &["planner"],
-    &["engine", "image", "replay"],
+    &["engine", "learner", "image", "replay"],
     &["capi"],
 ];
 

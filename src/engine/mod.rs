@@ -9,6 +9,7 @@
 //! The *engine thread* owns the time: deadlines, back-off, checkpoints, notes of hits; and it serves misses while all
 //! workers are inside the network. The *syncer* owns the journal and the file in which the session is recorded.
 
+mod follower;
 mod landing;
 mod syncer;
 mod worker;
@@ -33,6 +34,7 @@ use crate::source::Source;
 use crate::store::{Journal, Store};
 use crate::sys::with_signals_blocked;
 use crate::time::Moment;
+pub(crate) use follower::Follower;
 use syncer::SyncJob;
 
 /// How long notes of hits may wait while they keep coming.
@@ -193,6 +195,12 @@ impl Shared {
         }
     }
 
+    /// Changes the planner, between two turns, and has it decide anew.
+    fn change(&self, change: impl FnOnce(&mut Planner)) {
+        change(&mut lock(&self.core).planner);
+        self.poke_engine();
+    }
+
     /// Has the engine thread look at its deadlines again, also when it is just about to fall asleep.
     fn poke_engine(&self) {
         self.poked.store(true, Ordering::SeqCst);
@@ -330,8 +338,12 @@ impl Engine {
 
     /// Changes the planner, between two turns, and has it decide anew.
     pub fn change(&self, change: impl FnOnce(&mut Planner)) {
-        change(&mut lock(&self.shared.core).planner);
-        self.shared.poke_engine();
+        self.shared.change(change);
+    }
+
+    /// For a thread that brings a model, now or later.
+    pub fn follower(&self) -> Follower {
+        Follower::new(self.shared.clone())
     }
 
     /// Names this moment in the record of the session, if there is one.

@@ -37,7 +37,7 @@ pub(super) struct Habits {
     stood_s: f64,
     /// All that the guest waited, never forgotten: its own clock is the time less this.
     stood_ever: Duration,
-    /// Accesses to what no session knows; never forgotten.
+    /// Accesses to what no session knows; never forgotten while the sessions are the same.
     news: f64,
     /// Where it was seen last: session, time in it, and when that was on the guest's own clock.
     place: Option<(usize, f32, f64)>,
@@ -75,9 +75,15 @@ impl Habits {
         }
     }
 
-    /// The guest touches what no session knows.
-    pub fn met_news(&mut self) {
-        self.news += 1.0;
+    /// The guest touches what no session knows, so many times.
+    pub fn met_news(&mut self, touches: usize) {
+        self.news += touches as f64;
+    }
+
+    /// The guest is followed by other sessions now: what was news and where it is has to be told anew.
+    pub fn follow_anew(&mut self) {
+        self.news = 0.0;
+        self.place = None;
     }
 
     /// The guest has got to this place: number of a session, and seconds in it.

@@ -22,6 +22,7 @@ mod prefetch;
 mod readahead;
 #[cfg(all(test, not(vmstream_shuttle)))]
 mod simulation;
+mod touches;
 
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ use fill::Fill;
 use flights::Flights;
 use habits::Habits;
 use readahead::Readahead;
+use touches::Touches;
 
 /// A full disk is tried again at most this often.
 const FULL_RETRY: Duration = Duration::from_secs(1);
@@ -119,6 +121,8 @@ pub struct Planner {
     backoff: Backoff,
     readahead: Readahead,
     foresight: Option<Box<dyn Foresight>>,
+    /// What a foresight that comes later has to be told.
+    touches: Touches,
     /// When the candidates were renewed, and how many of them were dealt with since.
     foreseen_at: Moment,
     candidate: usize,
@@ -150,6 +154,7 @@ impl Planner {
             backoff: Backoff::new(config.retry_min, config.retry_max, seed),
             readahead: Readahead::default(),
             foresight: None,
+            touches: Touches::default(),
             foreseen_at: Moment::default(),
             candidate: 0,
             missed: true,
@@ -211,12 +216,13 @@ impl Planner {
     }
 
     fn touched(&mut self, range: BlockRange, missed: bool) {
+        self.touches.add(range);
         if let Some(foresight) = &mut self.foresight {
             foresight.touch(range);
         }
         let known = self.foresight.as_ref().is_some_and(|f| f.knows(range));
         if !known {
-            self.habits.met_news();
+            self.habits.met_news(1);
         }
         if self.prefetch == Prefetch::Readahead && !known {
             self.readahead.touch(range, missed, &self.link, self.geometry.block_bytes());
@@ -341,10 +347,36 @@ impl Planner {
         self.fill.changed();
     }
 
-    /// Follows the guest with this from now on.
-    pub fn set_foresight(&mut self, foresight: Option<Box<dyn Foresight>>) {
+    /// Follows the guest with this from now on. `told` is how many of [`Planner::touches`] it was told already; the others
+    /// it is told now.
+    pub fn set_foresight(&mut self, mut foresight: Option<Box<dyn Foresight>>, told: usize) {
+        self.habits.follow_anew();
+        if let Some(foresight) = &mut foresight {
+            // The last of those may have grown since.
+            for &range in self.touches.kept().iter().skip(told.saturating_sub(1)) {
+                foresight.touch(range);
+                if !foresight.knows(range) {
+                    self.habits.met_news(1);
+                }
+            }
+        }
         self.foresight = foresight;
         self.missed = true;
+    }
+
+    /// So many of the touches that the present foresight was told beforehand were news to it.
+    pub fn met_news(&mut self, touches: usize) {
+        self.habits.met_news(touches);
+    }
+
+    /// Whether a foresight is still to come: until then what the guest touches is kept for it.
+    pub fn expect_foresight(&mut self, expected: bool) {
+        self.touches.keep(expected);
+    }
+
+    /// What the guest has touched, in order, since a foresight was first expected.
+    pub fn touches(&self) -> &[BlockRange] {
+        self.touches.kept()
     }
 
     /// Switches prefetch at run time.

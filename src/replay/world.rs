@@ -76,7 +76,7 @@ pub fn run(setup: Setup<'_>) -> Figures {
 pub fn watch<'a>(setup: Setup<'a>, observer: Observer<'a>) -> (Figures, Vec<Answer>) {
     let Setup { steps, geometry, link, config, foresight } = setup;
     let mut planner = Planner::new(geometry, &config, SEED);
-    planner.set_foresight(foresight);
+    planner.set_foresight(foresight, 0);
     let mut world = World {
         steps,
         geometry,

@@ -72,6 +72,11 @@ impl Directory {
         Some(Self::new(&path, config.sessions_bytes_max))
     }
 
+    /// The directory, which need not exist.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Most bytes of all sessions together.
     pub fn bytes_max(&self) -> u64 {
         self.bytes_max
@@ -102,13 +107,15 @@ impl Directory {
         Ok(paths)
     }
 
+    /// Makes the directory, for its owner alone, if there is none.
+    pub fn make(&self) -> Result<()> {
+        let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&self.path);
+        made.map_err(|e| Error::io(format_args!("cannot make the directory {}", self.path.display()), e))
+    }
+
     /// Makes room for a session and makes its file, and the directory if there is none.
     pub fn create(&self, started: WallTime) -> Result<(File, PathBuf)> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(DIRECTORY_MODE)
-            .create(&self.path)
-            .map_err(|e| Error::io(format_args!("cannot make the directory {}", self.path.display()), e))?;
+        self.make()?;
         self.make_room()?;
         let mut again = 0;
         loop {

@@ -7,6 +7,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
 use super::chunk::{self, Encoder};
 use super::subject::{Fault, MAGIC};
 use super::{Directory, Event, Recording, Session, Subject, text};
@@ -60,6 +63,13 @@ pub fn encode(recording: &Recording) -> Vec<u8> {
     bytes
 }
 
+/// True while an image still writes the session at `path`: who learns from it now learns half of it. The kernel gives up
+/// a writer's lock with the writer, however that ends.
+pub fn is_being_written(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    matches!(rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
 /// The checksum at the end of a head, which the first chunk continues.
 fn head_crc(head: &[u8]) -> u32 {
     head.last_chunk().map_or(0, |crc| u32::from_le_bytes(*crc))
@@ -104,6 +114,8 @@ impl Writer {
         let mut bytes = Vec::new();
         if matches!(self.state, State::Empty) {
             let (file, path) = self.directory.create(self.subject.started.unwrap_or_default())?;
+            // For `is_being_written`. Where a file system has no locks an unfinished session may be learnt from.
+            let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
             bytes = self.subject.encode();
             let encoder = Encoder::new(self.subject.geometry, head_crc(&bytes));
             self.state = State::Open { file, name: path.display().to_string(), length: 0, encoder };
@@ -150,6 +162,17 @@ mod tests {
 
     fn files(path: &Path) -> Vec<std::path::PathBuf> {
         Directory::new(path, 1 << 20).list().unwrap()
+    }
+
+    #[test]
+    fn a_session_is_being_written_until_its_writer_is_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(Directory::new(root.path(), 1 << 20), subject());
+        writer.write(&events(0, 10));
+        let path = files(root.path()).remove(0);
+        assert!(is_being_written(&path) && is_being_written(&path));
+        drop(writer);
+        assert!(!is_being_written(&path) && !is_being_written(&root.path().join("nothing")));
     }
 
     #[test]

@@ -55,6 +55,12 @@ impl Subject {
         Self { geometry, validator, mtime_s: identity.mtime_s, started: Some(WallTime::now()) }
     }
 
+    /// True unless it is known to be a session of another image than `other` is.
+    pub fn is_of(&self, other: &Self) -> bool {
+        let known = self.validator.as_ref().zip(other.validator.as_ref());
+        self.geometry == other.geometry && known.is_none_or(|(ours, theirs)| ours == theirs)
+    }
+
     /// An image of which nothing more is known.
     pub fn nameless(geometry: Geometry) -> Self {
         Self { geometry, validator: None, mtime_s: None, started: None }
@@ -156,6 +162,15 @@ mod tests {
             assert_eq!(Subject::take(&mut rest).unwrap().0, subject);
             assert_eq!(rest, [1, 2, 3]);
         }
+    }
+
+    #[test]
+    fn only_what_both_know_tells_two_images_apart() {
+        let (first, second) = (subject(Some("1"), None, None), subject(Some("2"), None, Some(7)));
+        let unknown = subject(None, Some(3), None);
+        assert!(first.is_of(&first) && first.is_of(&unknown) && unknown.is_of(&second));
+        assert!(!first.is_of(&second));
+        assert!(!first.is_of(&Subject { geometry: Geometry::new(10_001, 512).unwrap(), ..first.clone() }));
     }
 
     #[test]

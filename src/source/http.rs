@@ -17,6 +17,7 @@
 //! it needs while bytes move.
 
 mod dialer;
+mod document;
 mod failure;
 mod lane;
 mod proxy;
@@ -36,6 +37,7 @@ use ureq::http::{HeaderMap, HeaderValue, Request, Response, header};
 use super::{FetchError, Identity, Sink, Source};
 use crate::config::HttpOptions;
 use crate::error::{Error, errno};
+pub use document::{Document, Found};
 use failure::Failure;
 use lane::{Lane, Lanes, Wiring};
 use proxy::Routes;
@@ -99,21 +101,7 @@ impl HttpSource {
     /// [`FetchError::Fatal`] for bad options and for servers that cannot be used, [`FetchError::Transient`] for
     /// servers that cannot be reached now.
     pub fn open(url: &str, options: &HttpOptions, pinned: Option<&Identity>) -> Result<Self, FetchError> {
-        let (origin, credentials) = parse(url)?;
-        let (headers_origin, headers_other) = request_headers(options, credentials)?;
-        let origin = Arc::new(origin);
-        let mut source = Self {
-            found: RwLock::new(origin.clone()),
-            routes: Routes::new(options.proxy.as_deref())?,
-            wiring: Wiring::new(tls_config(options.cacert.as_deref())?, options.connect_timeout, options.stall_timeout),
-            lanes: Lanes::new(),
-            headers_origin,
-            headers_other,
-            identity: Identity { size: 0, validator: None, mtime_s: None },
-            pin: OnceLock::new(),
-            reached: AtomicBool::new(false),
-            origin,
-        };
+        let mut source = Self::unopened(url, options)?;
         match pinned {
             Some(identity) => {
                 source.identity = identity.clone();
@@ -124,6 +112,25 @@ impl HttpSource {
             None => source.identity = source.probe()?,
         }
         Ok(source)
+    }
+
+    /// A source that has contacted nobody and knows nothing of what it will find.
+    fn unopened(url: &str, options: &HttpOptions) -> Result<Self, FetchError> {
+        let (origin, credentials) = parse(url)?;
+        let (headers_origin, headers_other) = request_headers(options, credentials)?;
+        let origin = Arc::new(origin);
+        Ok(Self {
+            found: RwLock::new(origin.clone()),
+            routes: Routes::new(options.proxy.as_deref())?,
+            wiring: Wiring::new(tls_config(options.cacert.as_deref())?, options.connect_timeout, options.stall_timeout),
+            lanes: Lanes::new(),
+            headers_origin,
+            headers_other,
+            identity: Identity { size: 0, validator: None, mtime_s: None },
+            pin: OnceLock::new(),
+            reached: AtomicBool::new(false),
+            origin,
+        })
     }
 
     /// Learns the identity from a request for the first byte. Not `HEAD`: a server may answer that rightly and

@@ -48,7 +48,7 @@ use std::time::{Duration, Instant};
 
 pub use fault::{FaultControl, FaultSource, FaultSpec};
 pub use file::FileSource;
-pub use http::HttpSource;
+pub use http::{Document, Found, HttpSource};
 pub use mirror::MirrorSource;
 pub use pattern::PatternSource;
 

@@ -43,6 +43,8 @@ struct Status {
     foreseen: bool,
     failed: bool,
     failures_on_end: u32,
+    model: String,
+    model_sessions: u64,
     last_error: Option<String>,
 }
 
@@ -129,6 +131,7 @@ impl Reporter {
 
 fn text(image: &Image, stats: &Stats) -> Result<String> {
     let forecast = image.forecast(FORECAST);
+    let model = image.model();
     let status = Status {
         source: image.source_name(),
         size: stats.size,
@@ -158,6 +161,8 @@ fn text(image: &Image, stats: &Stats) -> Result<String> {
         foreseen: forecast.foreseen,
         failed: stats.failed,
         failures_on_end: stats.failures_on_end,
+        model: model.text,
+        model_sessions: model.sessions,
         last_error: image.last_error(),
     };
     let json = serde_json::to_string_pretty(&status);

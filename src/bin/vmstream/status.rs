@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use vmstream::error::{Error, Result};
+use vmstream::stats::ModelInUse;
 use vmstream::store::{Summary, inspect};
+use vmstream::{learner, session};
 
 use crate::{Outcome, progress};
 
@@ -37,18 +39,22 @@ struct Report {
     allocated_bytes: Option<u64>,
     journal_bytes: u64,
     in_use_by: Option<String>,
+    model: String,
+    model_sessions: u64,
 }
 
 /// Prints the state of the cache to standard output.
 pub fn run(args: &StatusArgs) -> Result<Outcome> {
     let summary = inspect(&args.cache)?;
-    let text = if args.json { json(&summary)? } else { lines(&summary) };
+    let sessions = summary.image.parent().unwrap_or(&args.cache).join(session::directory::DIRECTORY_NAME);
+    let model = learner::kept(&sessions);
+    let text = if args.json { json(&summary, model)? } else { lines(&summary, &model) };
     // A reader that went away (`| head -1`) is no failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(Outcome::Done)
 }
 
-fn json(summary: &Summary) -> Result<String> {
+fn json(summary: &Summary, model: ModelInUse) -> Result<String> {
     let report = Report {
         image: summary.image.display().to_string(),
         source: summary.pinned.source.clone(),
@@ -61,12 +67,14 @@ fn json(summary: &Summary) -> Result<String> {
         allocated_bytes: summary.allocated_bytes,
         journal_bytes: summary.journal_bytes,
         in_use_by: summary.locked_by.as_ref().map(ToString::to_string),
+        model: model.text,
+        model_sessions: model.sessions,
     };
     let json = serde_json::to_string_pretty(&report);
     Ok(json.map_err(|e| Error::io("cannot write the status", e.into()))? + "\n")
 }
 
-fn lines(summary: &Summary) -> String {
+fn lines(summary: &Summary, model: &ModelInUse) -> String {
     let size = summary.pinned.geometry.size();
     let percent = summary.resident_bytes as f64 * 100.0 / size as f64;
     let resident = if summary.complete {
@@ -77,12 +85,21 @@ fn lines(summary: &Summary) -> String {
     let allocated = summary.allocated_bytes.map_or("image file missing".to_owned(), progress::size);
     let user = summary.locked_by.as_ref().map_or("nobody".to_owned(), ToString::to_string);
     format!(
-        "image      {}\nsource     {}\nvalidator  {}\nsize       {} ({size} bytes, blocks of {})\nresident   {resident}\non disk    {allocated}, journal {}\nin use by  {user}\n",
+        "image      {}\nsource     {}\nvalidator  {}\nsize       {} ({size} bytes, blocks of {})\nresident   {resident}\non disk    {allocated}, journal {}\nin use by  {user}\nmodel      {}\n",
         summary.image.display(),
         summary.pinned.source,
         summary.pinned.identity.validator.as_deref().unwrap_or("none"),
         progress::size(size),
         summary.pinned.geometry.block_bytes(),
         progress::size(summary.journal_bytes),
+        model_line(model),
     )
+}
+
+/// The model that the next start has at once.
+fn model_line(model: &ModelInUse) -> String {
+    match model.sessions {
+        0 => model.text.clone(),
+        n => format!("of {n} sessions, {}", model.text),
+    }
 }

@@ -73,6 +73,8 @@ impl Wait {
     pub(super) fn hold(&self, image: &Image, inbox: &Receiver<News>, reporter: &mut Reporter) -> End {
         let began = Instant::now();
         loop {
+            // Before the forecast, which then knows the model that was found last.
+            let settled = image.model().settled;
             let forecast = image.forecast_below(self.horizon, self.risk);
             if forecast.stall_risk <= self.risk && (forecast.foreseen || forecast.missing_bytes == 0) {
                 log::info!(
@@ -82,7 +84,7 @@ impl Wait {
                 );
                 return End::Over;
             }
-            if !forecast.foreseen {
+            if !forecast.foreseen && settled {
                 log::warn!("--wait has nothing to go by, as no model foretells the guest: give --option model=FILE");
                 return End::Over;
             }

@@ -93,6 +93,8 @@ impl Live {
             format!("prefetch={prefetch}"),
             "fill=off".to_owned(),
             "sessions=off".to_owned(),
+            // The policy alone decides what follows the guest.
+            "model=off".to_owned(),
             // Whatever the environment says of proxies, the origin is here.
             "proxy=none".to_owned(),
         ];

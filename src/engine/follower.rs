@@ -1,0 +1,37 @@
+//! Has the planner follow the guest by a model that comes while the image is in use.
+
+use std::sync::Arc;
+
+use super::{Shared, lock};
+use crate::predictor::Foresight;
+
+/// The one way by which a foresight reaches the planner of a running image.
+///
+/// Until it is dropped the planner keeps what the guest touches, so that each foresight hears of all of it.
+pub(crate) struct Follower(Arc<Shared>);
+
+impl Follower {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        shared.change(|planner| planner.expect_foresight(true));
+        Self(shared)
+    }
+
+    /// Follows the guest with this from now on.
+    pub fn follow(&self, mut foresight: Box<dyn Foresight>) {
+        // Nearly all of the past is told without the lock that guests wait for; what came meanwhile is little.
+        let past = lock(&self.0.core).planner.touches().to_vec();
+        past.iter().for_each(|&range| foresight.touch(range));
+        // The last range is looked at again, as it may have grown.
+        let news = past.iter().rev().skip(1).filter(|&&range| !foresight.knows(range)).count();
+        self.0.change(|planner| {
+            planner.set_foresight(Some(foresight), past.len());
+            planner.met_news(news);
+        });
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.change(|planner| planner.expect_foresight(false));
+    }
+}

@@ -1,0 +1,316 @@
+//! The learner: where the model of an image comes from, while the image is already in use.
+//!
+//! With `model=auto` there are two teachers. The *publisher* may have put a model beside the image, under the image's name
+//! with `.vmm` behind it (`publisher`); and the *sessions* that were recorded here tell what this user does. A publisher
+//! knows every guest's boot but not what this one is used for, so where there are both, the sessions are learnt on top of
+//! the publisher's model, as the newer part of one record (`lessons`). What was fetched and learnt stays on a *shelf*, in the
+//! directory of the sessions (`shelf`), so that the next start has it at once.
+//!
+//! All of it happens on one thread of its own that begins when the image is open: first what lies on the shelf, as it costs
+//! milliseconds, then sessions that are new, then the question to the publisher. Whenever that makes a better model the
+//! guest is followed by it from there on, told what it has touched so far. What fails is told of and left out: a model is a
+//! help and nothing more.
+
+mod lessons;
+mod publisher;
+mod shelf;
+
+pub use shelf::kept;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::config::{Config, HttpOptions, ModelChoice};
+use crate::engine::Follower;
+use crate::error::{Error, errno};
+use crate::model::Model;
+use crate::predictor::Predictor;
+use crate::session::{Directory, Subject};
+use crate::source::{Document, Found};
+use crate::stats::ModelInUse;
+use crate::sys::with_signals_blocked;
+use publisher::Publisher;
+use shelf::Shelf;
+
+/// Largest model that is taken from anywhere, in bytes: several times what training with the usual limits makes.
+const MODEL_BYTES_MAX: u64 = 32 << 20;
+/// Stack of the thread, in bytes: TLS handshakes need the most.
+const STACK_BYTES: usize = 512 << 10;
+
+/// The learner of one image.
+pub(crate) struct Learner {
+    common: Arc<Common>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread and its owner share.
+#[derive(Default)]
+struct Common {
+    closing: AtomicBool,
+    /// The fetch that is under way, to be broken off.
+    fetching: Mutex<Option<Arc<Document>>>,
+    status: Mutex<ModelInUse>,
+}
+
+/// A lock that outlives a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Learner {
+    /// Begins, with the thread. `subject` is the image, `follower` brings what is learnt to its planner.
+    pub fn start(config: &Config, subject: Subject, follower: Follower) -> Self {
+        let common = Arc::new(Common::default());
+        common.say(0, "none yet: it is being looked for");
+        let teachers = Teachers {
+            choice: config.model.clone(),
+            publisher: config.sources.first().and_then(|source| Publisher::of(source)),
+            http: config.http.clone(),
+            directory: Directory::of(config),
+        };
+        let mut pupil = Pupil { common: common.clone(), subject, follower };
+        let builder = std::thread::Builder::new().name("vms-learn".to_owned()).stack_size(STACK_BYTES);
+        let thread = with_signals_blocked(|| builder.spawn(move || pupil.learn(teachers)));
+        if let Err(error) = &thread {
+            log::warn!("no prediction: cannot start thread vms-learn: {error}");
+            common.say(0, "none: its thread could not be started");
+        }
+        Self { common, thread: Mutex::new(thread.ok()) }
+    }
+
+    /// A learner that has nothing to learn, because of `why`.
+    pub fn idle(why: &str) -> Self {
+        let common = Arc::new(Common::default());
+        common.say(0, &format!("none: {why}"));
+        Self { common, thread: Mutex::new(None) }
+    }
+
+    /// The model in use.
+    pub fn status(&self) -> ModelInUse {
+        // Looked at first: what the thread said last stands in the status when it has ended.
+        let settled = lock(&self.thread).as_ref().is_none_or(JoinHandle::is_finished);
+        ModelInUse { settled, ..lock(&self.common.status).clone() }
+    }
+
+    /// Ends the thread for good, as somebody else foresees what the guest does; `text` is what the status says then.
+    pub fn dismiss(&self, text: &str) {
+        self.stop();
+        self.common.say(0, text);
+    }
+
+    /// Ends the thread. It is done soon: a fetch is broken off, and between sessions that are learnt it looks up.
+    pub fn stop(&self) {
+        self.common.closing.store(true, Ordering::SeqCst);
+        if let Some(document) = &*lock(&self.common.fetching) {
+            document.abort();
+        }
+        if let Some(thread) = lock(&self.thread).take() {
+            // A panic there has cost the guest its prediction and nothing else.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Learner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Common {
+    fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    fn say(&self, sessions: u64, text: &str) {
+        *lock(&self.status) = ModelInUse { sessions, text: text.to_owned(), settled: false };
+    }
+}
+
+/// Who may teach.
+struct Teachers {
+    choice: ModelChoice,
+    publisher: Option<Publisher>,
+    http: HttpOptions,
+    directory: Option<Directory>,
+}
+
+/// What the thread has.
+struct Pupil {
+    common: Arc<Common>,
+    subject: Subject,
+    follower: Follower,
+}
+
+impl Pupil {
+    fn learn(&mut self, teachers: Teachers) {
+        let result = match &teachers.choice {
+            ModelChoice::Off => return,
+            ModelChoice::Auto => return self.learn_by_itself(teachers),
+            ModelChoice::File(path) => publisher::read(path).map(|bytes| (path.display().to_string(), bytes)),
+            ModelChoice::Url(url) => Document::at(url, &teachers.http)
+                .map_err(publisher::refusal)
+                .and_then(|document| self.fetch(document, None))
+                .map(|(name, found)| match found {
+                    Found::New { bytes, .. } => (name, bytes),
+                    Found::Unchanged => (name, Vec::new()), // never without a validator to compare with
+                }),
+        };
+        match result {
+            Ok((name, bytes)) => {
+                self.follow(&name, &bytes, &name);
+            }
+            Err(error) => self.give_up(&error),
+        }
+    }
+
+    /// Says that there is no model, unless it is only that the image closes.
+    fn give_up(&self, error: &Error) {
+        if !self.common.is_closing() {
+            log::warn!("no prediction: {error}");
+            self.common.say(0, &format!("none: {error}"));
+        }
+    }
+
+    /// Fetches a document so that [`Learner::stop`] can break it off; answers its name as well.
+    fn fetch(&self, document: Document, known: Option<&str>) -> Result<(String, Found), Error> {
+        let document = Arc::new(document);
+        *lock(&self.common.fetching) = Some(document.clone());
+        if self.common.is_closing() {
+            document.abort(); // whoever stopped us came before it was there to be seen
+        }
+        let found = document.fetch(MODEL_BYTES_MAX, known).map_err(publisher::refusal);
+        *lock(&self.common.fetching) = None;
+        Ok((document.name(), found?))
+    }
+
+    /// Follows the guest by the model in `bytes`; false, and a warning, when it is none, or one of another image.
+    fn follow(&self, name: &str, bytes: &[u8], text: &str) -> bool {
+        match Model::read(name, bytes).and_then(|model| self.fitting(name, model)) {
+            Ok(model) => {
+                self.follow_model(model, text);
+                true
+            }
+            Err(error) => {
+                self.give_up(&error);
+                false
+            }
+        }
+    }
+
+    fn follow_model(&self, model: Model, text: &str) {
+        let sessions = model.learnt().sessions;
+        log::info!("following the guest by a model of {sessions} sessions: {text}");
+        self.follower.follow(Box::new(Predictor::new(Arc::new(model))));
+        self.common.say(sessions, text);
+    }
+
+    fn fitting(&self, name: &str, model: Model) -> Result<Model, Error> {
+        let (its, ours) = (model.geometry(), self.subject.geometry);
+        if its == ours {
+            return Ok(model);
+        }
+        let text = format!(
+            "the model {name} is one of an image of {} bytes in blocks of {}, this one has {} in blocks of {}: train one \
+             for this image",
+            its.size(),
+            its.block_bytes(),
+            ours.size(),
+            ours.block_bytes()
+        );
+        Err(Error::new(errno::EINVAL, text))
+    }
+
+    /// The shelf, the sessions, the publisher.
+    fn learn_by_itself(&mut self, teachers: Teachers) {
+        let Teachers { publisher, http, directory, .. } = teachers;
+        let mut shelf = directory.map(|directory| Shelf::open(directory, &self.subject));
+        let mut following = false;
+        if let Some(shelf) = &mut shelf {
+            following = self.follow_shelf(shelf);
+            following |= self.take_lessons(shelf);
+        }
+        let mut why = "no session was learnt here yet".to_owned();
+        let Some(publisher) = publisher.filter(|_| !self.common.is_closing()) else {
+            return self.conclude(following, &why);
+        };
+        let known = shelf.as_ref().and_then(Shelf::published_validator);
+        let found = match &publisher {
+            Publisher::Beside(path) => publisher::read(path).map(|bytes| Found::New { bytes, validator: None }),
+            Publisher::Web(url) => Document::at(url, &http)
+                .map_err(publisher::refusal)
+                .and_then(|document| self.fetch(document, known.as_deref()))
+                .map(|found| found.1),
+        };
+        let heeded = found.and_then(|found| match found {
+            Found::New { bytes, validator } => self.heed(&publisher, shelf.as_mut(), bytes, validator),
+            Found::Unchanged => Ok(false),
+        });
+        match heeded {
+            Ok(new) => following |= new,
+            // Most images have none.
+            Err(error) if error.errno() == errno::ENOENT => {
+                why = format!("nothing at {}, and {why}", publisher.name());
+                if let Some(shelf) = &mut shelf {
+                    shelf.forget_published();
+                }
+            }
+            Err(error) if self.common.is_closing() => log::debug!("{error}"),
+            Err(error) => {
+                log::warn!("no model from beside the image: {error}");
+                why = error.to_string();
+            }
+        }
+        self.conclude(following, &why);
+    }
+
+    fn conclude(&self, following: bool, why: &str) {
+        if !following {
+            self.common.say(0, &format!("none: {why}"));
+        }
+    }
+
+    /// Follows by what lies on the shelf, the learnt before the published.
+    fn follow_shelf(&self, shelf: &Shelf) -> bool {
+        let learnt = shelf.learnt().is_some_and(|bytes| self.follow(&shelf.learnt_name(), &bytes, &shelf.describe()));
+        learnt || shelf.published().is_some_and(|bytes| self.follow(&shelf.published_name(), &bytes, PUBLISHED_BEFORE))
+    }
+
+    /// Learns what is new among the sessions; true when the guest is followed by it.
+    fn take_lessons(&self, shelf: &mut Shelf) -> bool {
+        let learnt = lessons::take(shelf, &self.subject, &|| self.common.is_closing());
+        learnt.is_some_and(|model| {
+            self.follow_model(model, &shelf.describe());
+            true
+        })
+    }
+
+    /// Takes what the publisher has, and learns the sessions anew on top of it. Answers false when it is in use already.
+    fn heed(
+        &self,
+        publisher: &Publisher,
+        shelf: Option<&mut Shelf>,
+        bytes: Vec<u8>,
+        validator: Option<String>,
+    ) -> Result<bool, Error> {
+        if shelf.as_ref().is_some_and(|shelf| shelf.published().as_ref() == Some(&bytes)) {
+            return Ok(false);
+        }
+        // Looked at before it replaces one that may be better.
+        let name = publisher.name();
+        let model = Model::read(&name, &bytes[..]).and_then(|model| self.fitting(&name, model))?;
+        let learnt = shelf.is_some_and(|shelf| {
+            shelf.publish(&bytes, validator);
+            self.take_lessons(shelf)
+        });
+        if !learnt {
+            self.follow_model(model, PUBLISHED);
+        }
+        Ok(true)
+    }
+}
+
+/// Where a model is from, for a person.
+const PUBLISHED: &str = "published beside the image";
+const PUBLISHED_BEFORE: &str = "published beside the image, as it was found there earlier";

@@ -1,0 +1,78 @@
+//! A small file on a web server, fetched as a whole: a model that lies beside an image.
+//!
+//! It comes over the same code as an image - redirects, proxies, credentials, authorities, checked answers - so what the
+//! options of the image say holds for it too.
+
+use super::{FIRST_BYTE, HttpSource, Span};
+use crate::config::HttpOptions;
+use crate::error::{Error, errno};
+use crate::source::{FetchError, Sink, Source, Stop};
+
+/// A file on a web server, not asked for yet.
+pub struct Document(HttpSource);
+
+/// What was found there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// What is known already.
+    Unchanged,
+    /// This, and what tells it from other versions, if the server says.
+    New {
+        /// The whole file.
+        bytes: Vec<u8>,
+        /// Strong ETag or date, as in [`crate::source::Identity`].
+        validator: Option<String>,
+    },
+}
+
+/// Takes bytes in order.
+struct Collected(Vec<u8>);
+
+impl Sink for Collected {
+    fn data(&mut self, _: u64, bytes: &[u8]) -> Result<(), Stop> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn zeroes(&mut self, _: u64, length: u64) -> Result<(), Stop> {
+        self.0.resize(self.0.len() + length as usize, 0);
+        Ok(())
+    }
+}
+
+impl Document {
+    /// The file at `url`. Contacts nobody. Errors: bad options.
+    pub fn at(url: &str, options: &HttpOptions) -> Result<Self, FetchError> {
+        HttpSource::unopened(url, options).map(Self)
+    }
+
+    /// The address for messages, without credentials.
+    pub fn name(&self) -> String {
+        self.0.name()
+    }
+
+    /// Fetches the file, unless it still has the validator `known`. Blocks. Errors: those of fetching an image (ENOENT where
+    /// nothing is there), and EFBIG, before anything is transferred, when it has more than `bytes_max` bytes.
+    pub fn fetch(&self, bytes_max: u64, known: Option<&str>) -> Result<Found, FetchError> {
+        let identity = self.0.probe()?;
+        if known.is_some() && identity.validator.as_deref() == known {
+            return Ok(Found::Unchanged);
+        }
+        if identity.size > bytes_max {
+            let text =
+                format!("{} has {} bytes, more than the {bytes_max} that are fetched", self.name(), identity.size);
+            return Err(FetchError::Fatal(Error::new(errno::EFBIG, text)));
+        }
+        let span = Span { first: FIRST_BYTE.first, last: identity.size.saturating_sub(1) };
+        let mut lane = self.0.lanes.lock(0);
+        let (response, accepted) = self.0.ask(&mut lane, span, Some(identity.size))?;
+        let mut bytes = Collected(Vec::with_capacity(identity.size as usize));
+        self.0.pump(&mut lane, response, accepted, span, &mut bytes)?;
+        Ok(Found::New { bytes: bytes.0, validator: identity.validator })
+    }
+
+    /// Makes a fetch that is under way return soon, and later ones at once.
+    pub fn abort(&self) {
+        self.0.abort();
+    }
+}
