@@ -52,6 +52,14 @@ pub struct ReplayArgs {
     #[arg(long)]
     pub leave_one_out: bool,
 
+    /// More sessions for those models to learn, which are not replayed
+    #[arg(long, requires = "leave_one_out", num_args = 1.., value_name = "SESSION")]
+    pub also_learn: Vec<PathBuf>,
+
+    /// Most sessions that those models remember
+    #[arg(long, requires = "leave_one_out", value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub remember: u32,
+
     /// Let what is left of the link fill the image
     #[arg(long)]
     pub fill: bool,
@@ -147,12 +155,13 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
             format!("{} is a model of another image than that of {}", args.model.display(), args.trace[at].display()),
         ));
     }
+    let also = args.also_learn.iter().map(|path| traces::read(path)).collect::<Result<Vec<_>>>()?;
     let mut meter = Meter::new(false);
     let mut drawn = Instant::now();
     let mut reports = Vec::with_capacity(sessions.len());
     for (number, (path, session)) in args.trace.iter().zip(&sessions).enumerate() {
         let model = match &model {
-            None if args.leave_one_out && args.policy.0.needs_model() => Some(others(args, &sessions, number)?),
+            None if args.leave_one_out && args.policy.0.needs_model() => Some(others(args, &also, &sessions, number)?),
             model => model.clone(),
         };
         let (figures, bound) = replay_one(args, session, model.as_ref());
@@ -179,10 +188,12 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
 }
 
 /// The model of all sessions but one.
-fn others(args: &ReplayArgs, sessions: &[Session], one: usize) -> Result<Arc<Model>> {
-    let mut trainer = Trainer::new(sessions[one].geometry, Limits::default());
-    for (number, session) in sessions.iter().enumerate().filter(|(number, _)| *number != one) {
-        trainer.add(session).map_err(|e| Error::new(e.errno(), format!("{}: {e}", args.trace[number].display())))?;
+fn others(args: &ReplayArgs, also: &[Session], sessions: &[Session], one: usize) -> Result<Arc<Model>> {
+    let limits = Limits { paths_max: args.remember as usize, ..Limits::default() };
+    let mut trainer = Trainer::new(sessions[one].geometry, limits);
+    let others = args.trace.iter().zip(sessions).enumerate().filter(|(number, _)| *number != one);
+    for (path, session) in args.also_learn.iter().zip(also).chain(others.map(|(_, other)| other)) {
+        trainer.add(session).map_err(|e| Error::new(e.errno(), format!("{}: {e}", path.display())))?;
     }
     Ok(Arc::new(trainer.finish()))
 }
