@@ -5,6 +5,8 @@
 //!   their own.
 //! * `drift`: after 60 such sessions the work changes to eight tasks that nobody has done before. How is a guest served after so many
 //!   sessions of the new kind, each learnt by a call of its own?
+//! * `retention`: a model that has room for 24 sessions learns 24 of that kind, and then 72 that all do the same one task. What
+//!   is left for guests of the first kind?
 //! * `poison`: one in ten of the sessions is a program that reads blocks here and there, or the whole disk.
 //!
 //! A figure is the guests' total time over that of an oracle, which knows the future on the same link.
@@ -46,6 +48,9 @@ const LINK: LinkModel = LinkModel { rate: 25e6 / 8.0, round_trip: Duration::from
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Seeds of guests that nobody has learnt begin here.
 const UNKNOWN: u64 = 1 << 40;
+/// Sessions that a small model remembers, and those that flood it.
+const ROOM: u64 = 24;
+const FLOOD: u64 = 3 * ROOM;
 /// Sessions of the new kind after which the change shall be over.
 const RECOVERED: u64 = 5;
 
@@ -158,6 +163,36 @@ pub fn drift() {
     table.row(&[&LEARNT, &"", &"", &"", &cells[0], &""]);
     let readahead = replay(&guests, NEW, count, Policy::Readahead, &model).cells();
     table.row(&[&"readahead only", &readahead[0], &readahead[1], &readahead[2], &"", &""]);
+}
+
+pub fn retention() {
+    let (guests, count) = world();
+    let mut table = Table::new(
+        &format!("retention: {count} guests of 2 to 6 of 30 tasks, room for {ROOM} sessions"),
+        &["learnt", "mean", "worst", "bytes / used", "promise"],
+    );
+    let limits = Limits { paths_max: ROOM as usize, ..Limits::default() };
+    let mixed = || (0..ROOM).map(|seed| session(&guests, seed, OLD));
+    let same = |number: u64| guests.session(1 << 20 | number, &[OLD.start]);
+    let before = learn(Trainer::new(guests.geometry(), limits), mixed());
+    let mut after = before.clone();
+    for number in 0..FLOOD {
+        let trainer = Trainer::resume("model", &after.1[..], limits).expect("it was made just now");
+        after = learn(trainer, [same(number)]);
+    }
+    let alone = learn(Trainer::new(guests.geometry(), limits), (0..ROOM).map(same));
+    let outcomes = [&before.0, &after.0, &alone.0].map(|model| replay(&guests, OLD, count, Policy::Planner, model));
+    let limit = (outcomes[0].mean() * 1.1 * 1e3).round() / 1e3;
+    let names = [
+        format!("{ROOM} of this kind"),
+        format!("and then {FLOOD} of one task, one by one"),
+        "of that task alone: what a ring would have".to_owned(),
+    ];
+    for (at, (name, outcome)) in names.iter().zip(&outcomes).enumerate() {
+        let promise = if at == 1 { at_most(outcome.mean(), limit) } else { String::new() };
+        let cells = outcome.cells();
+        table.row(&[name, &cells[0], &cells[1], &cells[2], &promise]);
+    }
 }
 
 pub fn poison() {

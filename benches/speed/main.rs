@@ -16,6 +16,7 @@
 //! | [`follow`] | what does foresight cost while a guest runs? |
 //! | [`learning::branching`] | what is a model worth when known tasks come in new orders? |
 //! | [`learning::drift`] | how soon does it follow a change of the work? |
+//! | [`learning::retention`] | what does a small model keep of a rare kind of work? |
 //! | [`learning::poison`] | and does it take harm from sessions that are no work? |
 //! | [`demand_under_fill`] | how long does a guest wait behind the fill? |
 
@@ -40,7 +41,7 @@ mod table;
 use std::process::{Command, ExitCode};
 
 /// The parts in the order in which they run, the short ones first.
-const PARTS: [(&str, fn()); 11] = [
+const PARTS: [(&str, fn()); 12] = [
     ("gate", gate::run),
     ("miss", miss::run),
     ("sparse", sparse::run),
@@ -48,6 +49,7 @@ const PARTS: [(&str, fn()); 11] = [
     ("model", model::run),
     ("branching", learning::branching),
     ("drift", learning::drift),
+    ("retention", learning::retention),
     ("poison", learning::poison),
     ("demand_http", demand_http::run),
     ("demand_under_fill", demand_under_fill::run),

@@ -16,6 +16,7 @@ mod format;
 mod owners;
 mod poison;
 mod recording;
+mod retention;
 mod sequences;
 #[cfg(test)]
 pub(crate) mod testing;
