@@ -154,6 +154,12 @@ fn leaving_one_out_is_learning_from_the_others() {
         let options = ["--policy", policy, "--model", model.to_str().unwrap()];
         assert_eq!(out[0], replay(directory.path(), &options, &sessions[..1])[0], "{policy}");
     }
+    // Sessions that are only learnt count like the others.
+    let others: Vec<_> = sessions[1..].iter().map(|path| path.to_str().unwrap()).collect();
+    let also = [&["--leave-one-out", "--also-learn"], &others[..]].concat();
+    let all = replay(directory.path(), &["--leave-one-out"], &sessions);
+    assert_eq!(replay(directory.path(), &also, &sessions[..1])[0], all[0]);
+    assert_ne!(replay(directory.path(), &["--leave-one-out", "--remember", "1"], &sessions)[0], all[0]);
     let said = failed(&vmstream(&["replay", "--policy", "fifo", "--trace"], &sessions));
     assert!(said.contains("fifo plays back a model: give --model"), "{said}");
     let other = directory.path().join("other.vmtrace");

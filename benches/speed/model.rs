@@ -1,105 +1,129 @@
 //! Training is linear in the sessions and bounded in memory, and a large model is loaded before anybody notices.
 //!
-//! The sessions are made up: a start of 10,000 blocks, then five of thirty tasks of 8,000 blocks each, in any order, with
-//! small differences; 50,000 blocks in all. Limits hold the model to what it remembers, so that of 10,000 sessions is no
-//! larger than that of 1,000.
+//! The sessions have 50,000 first touches: a start of 10,000 blocks, then five of thirty tasks of 4,000 to 12,000 blocks,
+//! in any order, in pieces of one to three blocks - dear to remember. Limits hold the model to what it remembers, so that
+//! of 10,000 sessions is no larger than that of 1,000. Two rows more say what the next session costs once a model is
+//! full: it is read, and made anew as a whole. Times are the thread's own on the processor.
 
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use vmstream::block::Geometry;
-use vmstream::gate::Op;
 use vmstream::model::{Limits, Model, Trainer};
-use vmstream::session::{Access, Session};
 
-use crate::dice::Dice;
-use crate::origin;
+use crate::guests::{Guests, Shape};
+use crate::processor::spent;
 use crate::samples::Samples;
 use crate::sparse::peak_mib;
 use crate::table::{Table, at_most, number};
+use crate::{origin, quick};
 
-const IMAGE_BYTES: u64 = 16 << 30;
-const BLOCK_BYTES: u64 = 4096;
-const START_BLOCKS: u64 = 10_000;
-const TASKS: u64 = 30;
-const TASK_BLOCKS: u64 = 8_000;
+const SHAPE: Shape = Shape {
+    image_bytes: 16 << 30,
+    start_blocks: 10_000,
+    tasks: 30,
+    task_blocks: 4_000..11_500,
+    piece_blocks_max: 3,
+    pause_us_max: 1000,
+};
 const TASKS_A_SESSION: usize = 5;
-/// Blocks of an access, and the next one is elsewhere: as on an old and full file system, and dear to remember.
-const PIECE_BLOCKS: u64 = 2;
+const SEED: u64 = 4;
 const LOADS: usize = 9;
 
 pub fn run() {
     let directory = origin::memory();
     let path = directory.path().join("model.vmm");
-    let mut table = Table::new("model: sessions of 50,000 blocks of 4 KiB", &["", "250", "500", "1000", "promise"]);
-    let (mut learnt, mut made, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
-    let mut remembered = Vec::new();
-    for sessions in [250, 500, 1000] {
-        let mut trainer = Trainer::new(geometry(), Limits::default());
-        let mut adding = Duration::ZERO;
-        for seed in 0..sessions {
-            let session = session(seed);
-            let begun = Instant::now();
-            trainer.add(&session).expect("it is of the same image");
-            adding += begun.elapsed();
-        }
-        let begun = Instant::now();
-        let (model, file) = trainer.finish_file();
-        made.push(begun.elapsed().as_secs_f64());
-        learnt.push(adding.as_secs_f64() * 1e3 / sessions as f64);
-        let blocks: u64 = model.sequences().iter().map(|s| u64::from(s.blocks)).sum();
-        bytes.push(file.len() as f64 / blocks as f64);
-        remembered.push(model.paths().len() as f64);
-        std::fs::write(&path, file).expect("there is room in memory");
+    let guests = Guests::new(SHAPE, SEED);
+    let counts: [u64; 3] = if quick() { [100, 200, 400] } else { [100, 1000, 10_000] };
+    let mut columns = Vec::new();
+    for count in counts {
+        columns.push(train(&guests, count, &path));
     }
-    let mut row = |what: &str, values: &[f64], digits: usize, promise: &str| {
-        let cells: Vec<String> = values.iter().map(|&value| number(value, digits)).collect();
+    let heads = counts.map(|count| format!("{count} sessions"));
+    let mut table =
+        Table::new("model: learning sessions of 50,000 blocks", &["", &heads[0], &heads[1], &heads[2], "promise"]);
+    let mut row = |what: &str, digits: usize, figure: &dyn Fn(&Trained) -> f64, promise: &str| {
+        let cells: Vec<String> = columns.iter().map(|column| number(figure(column), digits)).collect();
         table.row(&[&what, &cells[0], &cells[1], &cells[2], &promise]);
     };
-    row("learn one, ms", &learnt, 2, &format!("linear: {}", at_most(learnt[2] / learnt[0], 1.5)));
-    row("make the model of those remembered, s", &made, 2, "");
-    row("remembered", &remembered, 0, "");
-    row("file, bytes a distinct block", &bytes, 1, "");
+    let growth = columns[2].learn_ms / columns[0].learn_ms;
+    row("first touches of a session", 0, &|c| c.touches, "");
+    row("learn one, ms", 2, &|c| c.learn_ms, &format!("linear: {}", at_most(growth, 1.5)));
+    row("make the model of those remembered, s", 2, &|c| c.make_s, "");
+    row("remembered", 0, &|c| c.remembered, "");
+    row("sequences", 0, &|c| c.sequences, "");
+    row("file, MiB", 2, &|c| c.file_mib, &at_most(columns[2].file_mib, 16.0));
+    row("file, bytes a distinct block", 1, &|c| c.block_bytes, "");
+    let peak = columns[2].peak_mib;
+    row("peak memory so far, MiB", 0, &|c| c.peak_mib, &at_most(peak, 512.0));
     drop(table);
-
-    let mut table = Table::new("model: of 1,000 such sessions", &["", "median", "min", "max", "promise"]);
-    let mut times = Samples::default();
-    for _ in 0..LOADS {
-        let begun = Instant::now();
-        let model = Model::load(&path).expect("it was written just now");
-        times.add(begun.elapsed().as_secs_f64() * 1e3);
-        drop(model);
-    }
-    let (median, min, max) = (times.median(), times.quantile(0.0), times.quantile(1.0));
-    let cells = [median, min, max].map(|value| number(value, 1));
-    table.row(&[&"load, ms", &cells[0], &cells[1], &cells[2], &at_most(median, 50.0)]);
-    let peak = peak_mib();
-    table.row(&[&"peak memory of training, MiB", &number(peak, 0), &"", &"", &at_most(peak, 512.0)]);
+    go_on(&guests, &path, &heads[2]);
 }
 
-fn geometry() -> Geometry {
-    Geometry::new(IMAGE_BYTES, BLOCK_BYTES).expect("an ordinary image")
+/// What came of training.
+struct Trained {
+    touches: f64,
+    learn_ms: f64,
+    make_s: f64,
+    remembered: f64,
+    sequences: f64,
+    file_mib: f64,
+    block_bytes: f64,
+    peak_mib: f64,
 }
 
-fn session(seed: u64) -> Session {
-    let mut dice = Dice(seed);
-    let mut accesses = Vec::new();
-    let mut at = Duration::ZERO;
-    let chosen = dice.shuffled(TASKS).into_iter().take(TASKS_A_SESSION).map(|task| (task + 1) * 2 * TASK_BLOCKS);
-    let parts = std::iter::once((0, START_BLOCKS)).chain(chosen.map(|first| (first, TASK_BLOCKS)));
-    for (first, blocks) in parts {
-        // The pieces of a task lie scattered over its area, the same in every session.
-        let mut order = Dice(first).shuffled(blocks / PIECE_BLOCKS);
-        for at in 1..order.len() {
-            if dice.below(20) == 0 {
-                order.swap(at - 1, at);
-            }
-        }
-        for piece in order {
-            at += Duration::from_micros(100 + dice.below(1000));
-            let (offset, length) = ((first + piece * PIECE_BLOCKS) * BLOCK_BYTES, PIECE_BLOCKS * BLOCK_BYTES);
-            accesses.push(Access { at, op: Op::Read, offset, length, stalled: Duration::ZERO });
-        }
-        at += Duration::from_secs(1);
+/// Learns so many sessions and writes the model.
+fn train(guests: &Guests, count: u64, path: &Path) -> Trained {
+    let mut trainer = Trainer::new(guests.geometry(), Limits::default());
+    let mut adding = Duration::ZERO;
+    let mut blocks = 0;
+    for seed in 0..count {
+        let session = guests.any_session(seed, TASKS_A_SESSION, 0..SHAPE.tasks);
+        blocks += session.accesses.iter().map(|access| access.length).sum::<u64>() / crate::guests::BLOCK_BYTES;
+        let begun = spent();
+        trainer.add(&session).expect("it is of the same image");
+        adding += spent() - begun;
     }
-    Session { geometry: geometry(), accesses, marks: Vec::new() }
+    let begun = spent();
+    let (model, file) = trainer.finish_file();
+    let make_s = (spent() - begun).as_secs_f64();
+    std::fs::write(path, &file).expect("there is room in memory");
+    let distinct: u64 = model.sequences().iter().map(|sequence| u64::from(sequence.blocks)).sum();
+    Trained {
+        touches: blocks as f64 / count as f64,
+        learn_ms: adding.as_secs_f64() * 1e3 / count as f64,
+        make_s,
+        remembered: model.paths().len() as f64,
+        sequences: model.sequences().len() as f64,
+        file_mib: file.len() as f64 / f64::from(1 << 20),
+        block_bytes: file.len() as f64 / distinct as f64,
+        peak_mib: peak_mib(),
+    }
+}
+
+/// What a full model costs those who load it and those who go on with it.
+fn go_on(guests: &Guests, path: &Path, what: &str) {
+    let title = format!("model: that of {what}");
+    let mut table = Table::new(&title, &["", "median", "min", "max", "promise"]);
+    let mut row = |what: &str, once: &dyn Fn(u64), limit: Option<f64>| {
+        let mut times = Samples::default();
+        for number in 0..LOADS as u64 {
+            let begun = spent();
+            once(number);
+            times.add((spent() - begun).as_secs_f64() * 1e3);
+        }
+        let cells = [times.median(), times.quantile(0.0), times.quantile(1.0)].map(|value| number(value, 1));
+        let promise = limit.map_or(String::new(), |limit| at_most(times.median(), limit));
+        table.row(&[&what, &cells[0], &cells[1], &cells[2], &promise]);
+    };
+    row("read the file, nothing more, ms", &|_| drop(std::fs::read(path)), None);
+    row("load, ms", &|_| drop(Model::load(path).expect("it was written just now")), Some(50.0));
+    let news: Vec<_> =
+        (0..LOADS as u64).map(|seed| guests.any_session(1 << 40 | seed, TASKS_A_SESSION, 0..SHAPE.tasks)).collect();
+    let resume = |number: u64| {
+        let file = std::fs::File::open(path).expect("it was written just now");
+        let mut trainer = Trainer::resume("model", std::io::BufReader::new(file), Limits::default()).expect("as well");
+        trainer.add(&news[number as usize]).expect("it is of the same image");
+        drop(trainer.finish_file());
+    };
+    row("learn one session more, all in all, ms", &resume, Some(2000.0));
 }

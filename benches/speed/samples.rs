@@ -23,6 +23,11 @@ impl Samples {
         sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
     }
 
+    /// The arithmetic mean; not a number when there are none.
+    pub fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len() as f64
+    }
+
     /// The median.
     pub fn median(&self) -> f64 {
         self.quantile(0.5)

@@ -268,23 +268,13 @@ fn decode_paths(reader: &mut Reader<'_>) -> Option<Vec<Path>> {
     reader.is_empty().then_some(paths)
 }
 
+/// What makes a changed file pass its checksums, so that the tests reach what lies behind them.
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
+pub(super) mod sealing {
     use super::*;
-    use crate::model::testing::session;
-    use crate::model::{Limits, Trainer};
-
-    fn file() -> Vec<u8> {
-        let sessions = [session(1, &[0, 1]), session(2, &[1, 2]), session(3, &[0, 2])];
-        let mut trainer = Trainer::new(sessions[0].geometry, Limits::default());
-        sessions.iter().for_each(|s| trainer.add(s).unwrap());
-        trainer.finish_file().1
-    }
 
     /// Where the sections of a file begin, and its end.
-    fn bounds(file: &[u8]) -> [usize; SECTIONS + 1] {
+    pub(in crate::model) fn bounds(file: &[u8]) -> [usize; SECTIONS + 1] {
         let header = Header::decode("m", file.first_chunk().unwrap()).unwrap();
         let mut at = HEADER_BYTES;
         let starts = header.sections.map(|section| {
@@ -295,7 +285,7 @@ mod tests {
     }
 
     /// The file with all checksums made right again.
-    fn seal(mut file: Vec<u8>, sections: [usize; SECTIONS + 1]) -> Vec<u8> {
+    pub(in crate::model) fn seal(mut file: Vec<u8>, sections: [usize; SECTIONS + 1]) -> Vec<u8> {
         for number in 0..SECTIONS {
             let crc = crc32c::crc32c(&file[sections[number]..sections[number + 1]]);
             let at = HEADER_BYTES - 4 - (SECTIONS - number) * 12 + 8;
@@ -304,6 +294,23 @@ mod tests {
         let crc = crc32c::crc32c(&file[..HEADER_BYTES - 4]);
         file[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
         file
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::sealing::{bounds, seal};
+    use super::*;
+    use crate::model::testing::session;
+    use crate::model::{Limits, Trainer};
+
+    fn file() -> Vec<u8> {
+        let sessions = [session(1, &[0, 1]), session(2, &[1, 2]), session(3, &[0, 2])];
+        let mut trainer = Trainer::new(sessions[0].geometry, Limits::default());
+        sessions.iter().for_each(|s| trainer.add(s).unwrap());
+        trainer.finish_file().1
     }
 
     fn refused(file: &[u8], says: &str) {
@@ -378,6 +385,28 @@ mod tests {
             }
             if strange != file {
                 prop_assert!(read_record("m", &strange[..]).is_err(), "the checksums did not notice");
+            }
+        }
+
+        /// Numbers that are missing, come twice, or are much larger: what stands behind them is read as something else.
+        #[test]
+        fn no_shift_panics(at in 0usize..1 << 20, taken in 0usize..4, given in prop::collection::vec(any::<u8>(), 0..11)) {
+            thread_local!(static FILE: Vec<u8> = file());
+            let mut file = FILE.with(Clone::clone);
+            let mut sections = bounds(&file);
+            let at = HEADER_BYTES + at % (file.len() - HEADER_BYTES - taken);
+            let section = (0..SECTIONS).find(|&s| at < sections[s + 1]).unwrap();
+            let taken = taken.min(sections[section + 1] - at);
+            let length = sections[section + 1] - sections[section] - taken + given.len();
+            sections[section + 1..].iter_mut().for_each(|end| *end = *end - taken + given.len());
+            file.splice(at..at + taken, given);
+            let field = HEADER_BYTES - 4 - (SECTIONS - section) * 12;
+            file[field..field + 8].copy_from_slice(&(length as u64).to_le_bytes());
+            let sealed = seal(file, sections);
+            if let Ok(trainer) = Trainer::resume("m", &sealed[..], Limits::default()) {
+                let (model, file) = trainer.finish_file();
+                let again = Model::read("m", &file[..]).unwrap();
+                prop_assert_eq!(again.paths(), model.paths());
             }
         }
 

@@ -16,6 +16,7 @@ mod format;
 mod owners;
 mod poison;
 mod recording;
+mod retention;
 mod sequences;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -65,7 +66,8 @@ pub struct Path {
 impl Path {
     /// How much the path counts beside others: 1 for the newest, less with age.
     pub fn weight(&self) -> f32 {
-        (-(self.age as f32) / HALF_LIFE_SESSIONS).exp2()
+        // Never nothing: shares are of the sum of all weights.
+        (-(self.age as f32) / HALF_LIFE_SESSIONS).exp2().max(f32::MIN_POSITIVE)
     }
 }
 
@@ -145,7 +147,6 @@ impl Model {
             if places_from[sequence + 1] - places_from[sequence] >= support_min {
                 ranks.push((share, times[sequence] / f64::from(share), SequenceId(sequence as u32)));
             }
-            // The sum of small weights may be nothing.
             shares[sequence] = if weights > 0.0 { share / weights } else { 0.0 };
         }
         ranks.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2)));
@@ -237,6 +238,12 @@ mod tests {
         let old = 2 * HALF_LIFE_SESSIONS as u32;
         let model = model(2, &[(0, &[1]), (0, &[1]), (old, &[0]), (old, &[0]), (old, &[0])]).unwrap();
         assert_eq!(model.popular(), [1, 0].map(SequenceId));
+    }
+
+    #[test]
+    fn the_oldest_paths_still_count_when_there_are_no_others() {
+        let old = model(2, &[(u32::MAX, &[0]), (u32::MAX, &[0, 1])]).unwrap();
+        assert_eq!([0, 1].map(|id| old.share(SequenceId(id))), [1.0, 0.5]);
     }
 
     #[test]

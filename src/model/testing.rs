@@ -1,5 +1,6 @@
 //! Made-up sessions for the unit tests of this module and of those above it.
 
+use super::format::sealing::{bounds, seal};
 use crate::block::Block;
 use crate::session::{Session, text};
 
@@ -16,4 +17,14 @@ pub(crate) fn session(seed: u64, tasks: &[u64]) -> Session {
 /// One of the blocks of a task.
 pub(crate) fn task(number: u64, block: u64) -> Block {
     Block(traces::first_block(number) + block)
+}
+
+/// A model file with these changes to its sections (place, exclusive or) and right checksums.
+pub(crate) fn changed(mut file: Vec<u8>, changes: &[(usize, u8)]) -> Vec<u8> {
+    let sections = bounds(&file);
+    for &(at, bits) in changes {
+        let at = sections[0] + at % (file.len() - sections[0]);
+        file[at] ^= bits;
+    }
+    seal(file, sections)
 }

@@ -1,10 +1,10 @@
 //! Training: sessions become a model.
 //!
-//! A trainer holds recordings, at most as many as [`Limits`] allow, in one strict order: those of this call before those
-//! of earlier ones and these by age, and among equally old ones by identity, which is a hash of what the session did. Too
-//! many, and the last in that order leave. So what is kept depends on what was learnt and not on the order in which the
-//! sessions of a call were given; and of a call with more sessions than can be kept a fair sample remains, because a
-//! hash prefers nothing.
+//! A trainer holds recordings, at most twice as many as [`Limits`] allow, in one strict order: those of this call before
+//! those of earlier ones and these by age, and among equally old ones by identity, which is a hash of what the session did.
+//! Too many, and the last in that order leave. So what is held depends on what was learnt and not on the order in which the
+//! sessions of a call were given; and of a call with more sessions than can be held a fair sample remains, because a
+//! hash prefers nothing. In the end those that are least like the others are kept (`retention`).
 //!
 //! The model is then made from all recordings at once: it is a function of them, and the record in the file is all the
 //! state there is. Paths are ordered by age and then by length, since long sessions lay out sequences best.
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 
 use super::recording::Recording;
-use super::{Learnt, Model, format, poison, sequences};
+use super::{Learnt, Model, format, poison, retention, sequences};
 use crate::block::Geometry;
 use crate::error::{Error, Result, errno};
 use crate::session::Session;
@@ -22,9 +22,9 @@ use crate::session::Session;
 /// Bounds of what a model remembers, and so of its size, and of the time and memory of training.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Most sessions whose paths are kept; the oldest make room.
+    /// Most sessions whose paths are kept; the old and those much like others make room.
     pub paths_max: usize,
-    /// Most first touches that are kept, of all these sessions together. Training takes at most some 80 bytes for each.
+    /// Most first touches that are kept, of all these sessions together. Training takes at most some 100 bytes for each.
     /// One session alone is always kept, up to 131,072 touches of it.
     pub touches_max: u32,
 }
@@ -35,6 +35,9 @@ impl Default for Limits {
         Self { paths_max: 256, touches_max: 4 << 20 }
     }
 }
+
+/// So many times the limits are held while sessions come in, so that there is a choice of what to keep.
+const CHOICE: usize = 2;
 
 /// Place of a recording among those kept: (0 when of this call, else its age and one; identity).
 type Key = (u64, u64);
@@ -113,7 +116,9 @@ impl Trainer {
             self.touches -= u64::from(same.listed);
         }
         self.touches += listed;
-        while self.kept.len() > self.limits.paths_max.max(1) || self.touches > u64::from(self.limits.touches_max) {
+        let paths_max = self.limits.paths_max.max(1).saturating_mul(CHOICE);
+        let touches_max = u64::from(self.limits.touches_max) * CHOICE as u64;
+        while self.kept.len() > paths_max || self.touches > touches_max {
             let Some(&last) = self.kept.keys().next_back().filter(|_| self.kept.len() > 1) else { break };
             self.forget(last);
             self.left = Some(last);
@@ -139,14 +144,15 @@ impl Trainer {
     }
 
     fn compile(self) -> (Model, Vec<Recording>) {
-        let Self { geometry, kept, before, added, .. } = self;
-        let mut recordings: Vec<(u64, Recording)> = Vec::with_capacity(kept.len());
-        for ((rank, identity), recording) in kept {
+        let Self { geometry, limits, kept, before, added, .. } = self;
+        let mut recordings = Vec::with_capacity(kept.len());
+        for ((rank, _), recording) in kept {
             let age = if rank == 0 { 0 } else { (rank - 1).saturating_add(added).try_into().unwrap_or(u32::MAX) };
-            recordings.push((identity, Recording { age, ..recording }));
+            recordings.push(Recording { age, ..recording });
         }
-        recordings.sort_by_key(|(identity, r)| (r.age, Reverse(r.listed), *identity));
-        let recordings: Vec<_> = recordings.into_iter().map(|(_, recording)| recording).collect();
+        retention::thin_out(&mut recordings, limits);
+        // Stable, so that equally old and long ones stay in the order of their identities.
+        recordings.sort_by_key(|recording| (recording.age, Reverse(recording.listed)));
         let blocks_max = poison::blocks_max(&recordings, geometry);
         let usual: Vec<_> = recordings.iter().filter(|r| u64::from(r.touched) <= blocks_max).collect();
         let (sequences, paths) = sequences::build(&usual);
@@ -247,14 +253,20 @@ mod tests {
     }
 
     #[test]
-    fn old_sessions_make_room() {
-        let (_, file) = train(&[session(1, &[0]), session(2, &[1])], few(2));
-        let mut trainer = Trainer::resume("m", &file[..], few(2)).unwrap();
-        trainer.add(&session(3, &[2])).unwrap();
-        trainer.add(&session(4, &[3])).unwrap();
-        let model = trainer.finish();
-        assert!(model.owner(task(2, 0)).is_some() && model.owner(task(3, 0)).is_some());
-        assert!(model.owner(task(0, 0)).is_none() && model.owner(task(1, 0)).is_none());
+    fn old_sessions_make_room_but_a_rare_kind_stays() {
+        // One session of task 5, then forty of task 0, each learnt by a call of its own.
+        let (_, mut file) = train(&[session(1, &[5, 6])], few(4));
+        for seed in 2..42 {
+            let mut trainer = Trainer::resume("m", &file[..], few(4)).unwrap();
+            trainer.add(&session(seed, &[0, 1])).unwrap();
+            file = trainer.finish_file().1;
+            let model = Model::read("m", &file[..]).unwrap();
+            assert!(model.owner(task(0, 0)).is_some() && model.paths()[0].age == 0, "the newest is there");
+            if seed == 9 {
+                assert!(model.owner(task(5, 0)).is_some(), "eight sessions later, where four have room");
+            }
+        }
+        assert!(Model::read("m", &file[..]).unwrap().owner(task(5, 0)).is_none(), "forty sessions later");
     }
 
     #[test]

@@ -87,6 +87,11 @@ pub struct Predictor {
     touched: HashSet<Block>,
     /// By sequence: nothing of it was absent when it was looked at last.
     complete: Vec<bool>,
+    /// How many of the popular sequences, from the first on, are complete.
+    popular_from: usize,
+    /// By sequence: the number of the plan that last had it among its candidates.
+    planned: Vec<u64>,
+    plans: u64,
     /// By sequence; zero but for those in `ahead`.
     outlook: Vec<Outlook>,
     /// Sequences that lie ahead, in no order: empty between plans.
@@ -102,6 +107,9 @@ impl Predictor {
             belief: Belief::new(&model),
             touched: HashSet::new(),
             complete: vec![false; sequences],
+            popular_from: 0,
+            planned: vec![0; sequences],
+            plans: 0,
             outlook: vec![Outlook::default(); sequences],
             ahead: Vec::new(),
             candidates: Vec::new(),
@@ -137,23 +145,21 @@ impl Predictor {
         }
     }
 
-    /// Turns what was summed up into candidates, by hazard.
+    /// Turns what was summed up into candidates, by hazard. Only the probable ones are put in order: of what lies ahead of
+    /// a guest that may be anywhere they are a small part.
     fn rank(&mut self, absent: &dyn Fn(BlockRange) -> bool) {
-        let mut ahead = std::mem::take(&mut self.ahead);
-        let outlook = std::mem::take(&mut self.outlook);
-        ahead.sort_by(|a, b| outlook[b.0 as usize].hazard.total_cmp(&outlook[a.0 as usize].hazard).then(a.cmp(b)));
-        for &id in &ahead {
-            let probability = outlook[id.0 as usize].probability;
+        let mut probable = Vec::new();
+        for id in self.ahead.drain(..) {
+            let Outlook { hazard, probability } = std::mem::take(&mut self.outlook[id.0 as usize]);
             if probability >= PROBABILITY_MIN {
-                // Three cursors in one session can make it more than one.
-                self.add(id, probability.min(1.0) as f32, false, absent);
+                probable.push((hazard, probability, id));
             }
         }
-        self.outlook = outlook;
-        for id in ahead.drain(..) {
-            self.outlook[id.0 as usize] = Outlook::default();
+        probable.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.2.cmp(&b.2)));
+        for (_, probability, id) in probable {
+            // Three cursors in one session can make it more than one.
+            self.add(id, probability.min(1.0) as f32, false, absent);
         }
-        self.ahead = ahead;
     }
 
     fn add(&mut self, id: SequenceId, probability: f32, fill: bool, absent: &dyn Fn(BlockRange) -> bool) {
@@ -163,8 +169,12 @@ impl Predictor {
                 self.candidates.push(Candidate { range, probability, fill });
             }
         }
-        // A block that becomes absent again, because a guest's write failed, is left to demand.
-        self.complete[id.0 as usize] = self.candidates.len() == before;
+        if self.candidates.len() > before {
+            self.planned[id.0 as usize] = self.plans;
+        } else {
+            // A block that becomes absent again, because a guest's write failed, is left to demand.
+            self.complete[id.0 as usize] = true;
+        }
     }
 }
 
@@ -188,6 +198,7 @@ impl Foresight for Predictor {
             if link.rate() > 0.0 { self.model.geometry().block_bytes() as f64 / link.rate() } else { BLOCK_S };
         let flat_s = link.round_trip().unwrap_or_default().as_secs_f64() + FLAT_BLOCKS * block_s;
         for wider in [1, WIDER] {
+            self.plans += 1;
             self.candidates.clear();
             self.look_ahead(flat_s, wider);
             self.rank(absent);
@@ -195,15 +206,17 @@ impl Foresight for Predictor {
                 break;
             }
         }
-        let expected: HashSet<Block> = self.candidates.iter().map(|c| c.range.start).collect();
         let model = Arc::clone(&self.model);
+        let popular = model.popular();
+        while popular.get(self.popular_from).is_some_and(|id| self.complete[id.0 as usize]) {
+            self.popular_from += 1;
+        }
         let limit = self.candidates.len() + POPULAR_MAX;
-        for &id in model.popular() {
+        for &id in &popular[self.popular_from..] {
             if self.candidates.len() >= limit {
                 break;
             }
-            let known = |run: &BlockRange| expected.contains(&run.start);
-            if !self.complete[id.0 as usize] && !model.sequence(id).runs.iter().any(known) {
+            if !self.complete[id.0 as usize] && self.planned[id.0 as usize] != self.plans {
                 self.add(id, model.share(id), true, absent);
             }
         }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::testing::{session, task};
+use crate::model::testing::{IMAGE_BYTES, changed, session, task};
 use crate::model::{Limits, Trainer};
 
 fn model(sessions: &[&[u64]]) -> Arc<Model> {
@@ -76,28 +76,100 @@ fn a_model_of_nothing_foresees_nothing() {
     assert!(!predictor.knows(BlockRange::new(0, 100)));
 }
 
-proptest! {
-    /// Whatever the guest does: no block twice, nothing that is here, expected before popular, never without end.
-    #[test]
-    fn candidates_keep_their_promises(steps in proptest::collection::vec((0..8u64, 0..64u64, any::<bool>()), 0..200)) {
-        let model = model(&[&[1, 2, 3], &[3, 2, 1], &[4, 5], &[6, 1]]);
-        let blocks: u64 = model.sequences().iter().map(|s| u64::from(s.blocks)).sum();
-        let mut predictor = Predictor::new(model);
-        let mut resident = HashSet::new();
-        for (number, block, plan) in steps {
-            predictor.touch(BlockRange::one(task(number, block)));
-            resident.insert(task(number, block));
-            if plan {
+/// A guest does something, or a plan is made.
+#[derive(Clone, Debug)]
+enum Event {
+    /// It touches so many blocks from there, and they are here from then on.
+    Touch(u64, u64),
+    /// It touches them before they are here.
+    Want(u64, u64),
+    /// They come without being touched.
+    Arrive(u64, u64),
+    /// They are here no more, as after a write that failed.
+    Vanish(u64, u64),
+    Plan,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    // Places near the beginnings of tasks, where sequences are, and sometimes anywhere.
+    let place = prop_oneof![
+        4 => (0..8u64, 0..600u64).prop_map(|(number, block)| task(number, block).0 - 100),
+        1 => 0..IMAGE_BYTES / 4096 - 300,
+    ];
+    let range = (place, 1..300u64);
+    prop_oneof![
+        range.clone().prop_map(|(at, blocks)| Event::Touch(at, blocks)),
+        range.clone().prop_map(|(at, blocks)| Event::Want(at, blocks)),
+        range.clone().prop_map(|(at, blocks)| Event::Arrive(at, blocks)),
+        range.prop_map(|(at, blocks)| Event::Vanish(at, blocks)),
+        Just(Event::Plan),
+    ]
+}
+
+/// Follows a guest through `events` and checks each plan.
+fn check(model: Arc<Model>, events: &[Event]) -> Result<(), TestCaseError> {
+    let pieces = model.sequences().iter().map(|s| s.runs.len()).max().unwrap_or(0);
+    let mut predictor = Predictor::new(model);
+    let mut resident = HashSet::new();
+    for event in events {
+        match *event {
+            Event::Touch(at, blocks) => {
+                predictor.touch(BlockRange::new(at, at + blocks));
+                resident.extend(BlockRange::new(at, at + blocks).iter());
+            }
+            Event::Want(at, blocks) => predictor.touch(BlockRange::new(at, at + blocks)),
+            Event::Arrive(at, blocks) => resident.extend(BlockRange::new(at, at + blocks).iter()),
+            Event::Vanish(at, blocks) => {
+                resident.retain(|block| !BlockRange::new(at, at + blocks).contains(*block));
+            }
+            Event::Plan => {
                 let candidates = planned(&mut predictor, &resident);
                 let mut seen = HashSet::new();
                 for candidate in &candidates {
                     prop_assert!(candidate.range.iter().all(|b| seen.insert(b)), "a block twice");
                     prop_assert!(candidate.range.iter().any(|b| !resident.contains(&b)), "all of it is here");
-                    prop_assert!((0.0..=1.0).contains(&candidate.probability));
+                    prop_assert!((0.0..=1.0).contains(&candidate.probability), "{candidate:?}");
+                    prop_assert!(predictor.knows(candidate.range));
                 }
                 prop_assert!(candidates.is_sorted_by_key(|c| c.fill));
-                prop_assert!(seen.len() as u64 <= blocks);
+                // The last of them may come as a whole.
+                prop_assert!(candidates.iter().filter(|c| c.fill).count() <= POPULAR_MAX + pieces);
             }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    /// Any sessions learnt, any order of events: no block twice, nothing that is here, expected before popular, never
+    /// without end.
+    #[test]
+    fn plans_keep_their_promises_whatever_was_learnt(
+        sessions in prop::collection::vec(prop::collection::vec(0..8u64, 0..4), 0..12),
+        events in prop::collection::vec(event(), 0..60),
+    ) {
+        let mut trainer = Trainer::new(session(1, &[]).geometry, Limits::default());
+        for (seed, tasks) in (1..).zip(&sessions) {
+            trainer.add(&session(seed, tasks)).unwrap();
+        }
+        check(Arc::new(trainer.finish()), &events)?;
+    }
+
+    /// A model of a stranger's, with right checksums, is refused or followed like any other.
+    #[test]
+    fn plans_keep_their_promises_whoever_made_the_model(
+        changes in prop::collection::vec((0..1usize << 20, any::<u8>()), 0..4),
+        events in prop::collection::vec(event(), 0..30),
+    ) {
+        thread_local!(static FILE: Vec<u8> = {
+            let mut trainer = Trainer::new(session(1, &[]).geometry, Limits::default());
+            (1..5).for_each(|seed| trainer.add(&session(seed, &[seed, 2 * seed % 7])).unwrap());
+            trainer.finish_file().1
+        });
+        let file = changed(FILE.with(Clone::clone), &changes);
+        if let Ok(model) = Model::read("m", &file[..]) {
+            check(Arc::new(model), &events)?;
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::{Outcome, files, picture, traces};
 pub use args::ReplayArgs;
 use calibration::Calibration;
 use live::Live;
+use model::Models;
 use report::Report;
 
 /// Longest pause of a guest: nobody measures a person's lunch.
@@ -41,20 +42,8 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 
 /// Replays the sessions one after the other and prints a table on standard output.
 pub fn run(args: &ReplayArgs) -> Result<Outcome> {
-    let model = if args.policy.0.needs_model() { model::given(args)? } else { None };
-    replay_all(args, model)
-}
-
-fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
     let sessions = args.trace.iter().map(|path| traces::read(path)).collect::<Result<Vec<_>>>()?;
-    if let Some(model) = &model
-        && let Some(at) = sessions.iter().position(|session| session.geometry != model.geometry())
-    {
-        return Err(Error::new(
-            errno::EINVAL,
-            format!("{} is a model of another image than that of {}", args.model.display(), args.trace[at].display()),
-        ));
-    }
+    let models = Models::new(args, &sessions)?;
     let mut names = HashSet::new();
     if args.svg.is_some()
         && let Some(twice) = args.trace.iter().map(|path| stem(path)).find(|name| !names.insert(name.clone()))
@@ -70,10 +59,7 @@ fn replay_all(args: &ReplayArgs, model: Option<Arc<Model>>) -> Result<Outcome> {
     let mut reports = Vec::with_capacity(sessions.len());
     let mut calibration = Calibration::default();
     for (number, (path, session)) in args.trace.iter().zip(&sessions).enumerate() {
-        let model = match &model {
-            None if args.leave_one_out && args.policy.0.needs_model() => Some(model::others(args, &sessions, number)?),
-            model => model.clone(),
-        };
+        let model = models.of(number)?;
         let replay = Replay::new(args, path, session);
         let bound = replay.bound();
         let (figures, answers) = replay.virtually(model.as_ref(), &bound)?;

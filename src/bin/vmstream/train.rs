@@ -26,7 +26,7 @@ pub struct TrainArgs {
     #[arg(long)]
     pub anew: bool,
 
-    /// Most sessions to remember; the oldest make room
+    /// Most sessions to remember; the old and those much like others make room
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub remember: u32,
 

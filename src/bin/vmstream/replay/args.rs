@@ -44,6 +44,14 @@ pub struct ReplayArgs {
     #[arg(long)]
     pub leave_one_out: bool,
 
+    /// More sessions for those models to learn, which are not replayed
+    #[arg(long, requires = "leave_one_out", num_args = 1.., value_name = "SESSION")]
+    pub also_learn: Vec<PathBuf>,
+
+    /// Most sessions that those models remember
+    #[arg(long, requires = "leave_one_out", value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub remember: u32,
+
     /// Let what is left of the link fill the image
     #[arg(long, conflicts_with = "live")]
     pub fill: bool,
