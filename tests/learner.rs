@@ -109,6 +109,31 @@ fn a_model_beside_the_image_is_found_with_the_image_s_own_credentials() {
 }
 
 #[test]
+fn a_foresight_of_the_embedder_s_own_is_not_replaced_by_a_model() {
+    let (asked, release) = (Arc::new(Mutex::new(false)), Arc::new(Condvar::new()));
+    let (begun, go) = (asked.clone(), release.clone());
+    let file = model(SIZE, &FORESEEN);
+    let server = server(move |seen, wire| {
+        // As slow as can be: until the fetch is broken off.
+        let mut asked = begun.lock().unwrap();
+        *asked = true;
+        drop(go.wait_timeout(asked, LIMIT));
+        wire.send(&part_of(&file, seen));
+        Next::Keep
+    });
+    let image = open(&server, &["prefetch=none"]);
+    wait_until("the question for a model", || *asked.lock().unwrap());
+    assert!(!image.model().settled);
+    image.follow(None);
+    release.notify_all();
+    assert!(image.model().settled && image.model().text.contains("embedder"), "{:?}", image.model());
+    image.block_wait(Op::Read, 0, BLOCK).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    assert!(!resident(&image, FORESEEN[0]));
+    image.close().unwrap();
+}
+
+#[test]
 fn what_is_no_model_of_this_image_is_done_without() {
     let whole = model(SIZE, &FORESEEN);
     let mut damaged = whole.clone();
