@@ -261,7 +261,7 @@ fn decode_paths(reader: &mut Reader<'_>) -> Option<Vec<Path>> {
             at_ms = at_ms.checked_add(reader.take_small()?)?;
             let sequence = u32::try_from(reader.take_step(next)?).ok()?;
             next = u64::from(sequence) + 1;
-            visits.push(Visit { at: at_ms as f32 / 1000.0, sequence: SequenceId(sequence) });
+            visits.push(Visit { at: (f64::from(at_ms) / 1000.0) as f32, sequence: SequenceId(sequence) });
         }
         paths.push(Path { age, visits });
     }

@@ -200,7 +200,8 @@ fn path(
     for owner in seen {
         let (count, at_ms) = std::mem::take(&mut tally[owner as usize]);
         if count * USED_SHARE >= sequences[owner as usize].blocks {
-            visits.push(Visit { at: at_ms as f32 / 1000.0, sequence: SequenceId(owner) });
+            // Rounded once, so that it comes back from a file as what it is here.
+            visits.push(Visit { at: (f64::from(at_ms) / 1000.0) as f32, sequence: SequenceId(owner) });
         }
     }
     visits.sort_by(|a, b| a.at.total_cmp(&b.at).then(a.sequence.cmp(&b.sequence)));
