@@ -12,7 +12,8 @@
 # clock starts when the user presses enter: at the download's or the mount's start. "First output" is the moment
 # the application's first line appears on the guest's console. Stalls are the mount's own account: how often and
 # how long in all the guest waited for a block. Bytes and requests are what the origin counted. RATE, RTT and
-# DEMAND_BLOCK in the environment change the link and the block size of the second way.
+# DEMAND_BLOCK in the environment change the link and the block size of the second way, PICTURE where the picture of
+# the last way goes.
 set -euo pipefail
 # shellcheck source=scripts/harness.sh
 . "$(dirname "$0")/harness.sh"
@@ -104,8 +105,14 @@ cp --reflink=auto --sparse=always "$image/disk.img" "$work/site/"
 published=$work/site
 stream learnt "streaming, learnt"
 [ "$(json_number "$work/learnt.json" model_sessions)" = 2 ] || die "the guest of 'learnt' was not followed by the model"
-# Here goes the picture of the last run, once there is a drawing: the session is in $work/learnt.cache/sessions.
+# The last guest once more, in virtual time, to be looked at.
+picture=${PICTURE:-$root/target/demo.svg}
+mkdir -p "$(dirname "$picture")"
+"$vmstream" replay --model "$work/site/disk.img.vmm" --rate "$rate" --rtt "$rtt" --think 1 --svg "$picture" \
+    --trace "$work"/learnt.cache/sessions/*.vms >/dev/null
 
 echo
 printf '%-28s %12s %12s %8s %9s %12s %9s\n' '' 'first output' 'total' stalls stalled transferred requests
 printf '%s\n' "${rows[@]}"
+echo
+echo "picture of the last way: $picture"

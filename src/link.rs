@@ -19,7 +19,7 @@ pub const WINDOW_MAX: u64 = 64 << 20;
 /// The greatest rate is forgotten after one to two of these.
 const RATE_MEMORY: Duration = Duration::from_secs(5);
 /// After so long without an undisturbed sample the round-trip time is measured on purpose.
-const ROUND_TRIP_MEMORY: Duration = Duration::from_secs(15);
+const ROUND_TRIP_MEMORY: Duration = Duration::from_secs(60);
 /// Growth of the rate below this in [`STARTUP_ROUNDS`] rounds on end ends the start phase.
 const STARTUP_GROWTH: f64 = 1.15;
 const STARTUP_ROUNDS: u32 = 3;

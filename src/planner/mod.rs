@@ -225,7 +225,7 @@ impl Planner {
             self.habits.met_news(1);
         }
         if self.prefetch == Prefetch::Readahead && !known {
-            self.readahead.touch(range, missed, &self.link, self.geometry.block_bytes());
+            self.readahead.touch(range, missed, self.foresight.is_some(), &self.link, self.geometry.block_bytes());
         }
     }
 

@@ -9,7 +9,9 @@ use crate::config::Prefetch;
 use crate::time::Moment;
 
 /// Smallest prefetch, in bytes: below this the cost of requests shows.
-const CHUNK_MIN: u64 = 16 << 10;
+const CHUNK_MIN: u64 = 32 << 10;
+/// And up to this one is a quarter of the window: requests enough to keep the link full, and not more headers than that takes.
+const CHUNK_USUAL: u64 = 64 << 10;
 /// Largest prefetch, in bytes: what a joined demand may have to wait through on the fastest links.
 pub(super) const CHUNK_MAX: u64 = 4 << 20;
 /// Candidates are renewed this often while the guest is followed, and at once when it had to wait for something.
@@ -18,6 +20,11 @@ const RENEW: Duration = Duration::from_millis(100);
 const WIDEN_CANDIDATES: usize = 64;
 /// Connections, at most, that prefetch leaves free for a demand.
 pub const PREFETCH_RESERVE: usize = 2;
+
+/// Size of a prefetch, in bytes.
+fn chunk(window: u64, lanes: usize) -> u64 {
+    (window / lanes as u64).max((window / 4).min(CHUNK_USUAL)).clamp(CHUNK_MIN, CHUNK_MAX)
+}
 
 impl Planner {
     pub(super) fn plan_prefetch(&mut self, now: Moment, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
@@ -47,7 +54,7 @@ impl Planner {
         while self.prefetching() && self.flights.prefetches() < lanes && self.slots() > kept_free {
             let on_the_way = self.flights.blocks() << self.geometry.block_shift();
             let window = if self.bulk { u64::MAX } else { self.link.window() };
-            let chunk = if self.bulk { CHUNK_MAX } else { (window / lanes as u64).clamp(CHUNK_MIN, CHUNK_MAX) };
+            let chunk = if self.bulk { CHUNK_MAX } else { chunk(window, lanes) };
             // The last chunk may reach beyond the window: on a slow link, where a window is a few chunks, one that must
             // fit in as a whole would leave a good part of the link unused.
             if on_the_way > 0 && (calm || on_the_way >= window) {

@@ -7,6 +7,9 @@
 //! is over by then, each of its steps a round trip: so a *miss* is taken for the beginning of a run at once, as long as
 //! that pays. How often it does is learnt: the share of such guesses that the guest followed, as a moving average. A guest
 //! that jumps about brings the share down and gets no guesses until its runs, confirmed the slow way, bring it up again.
+//!
+//! Beside a foresight readahead is *modest*: what earlier sessions never touched is rarely a long run, and the link has
+//! better things to do.
 
 use crate::block::{Block, BlockRange};
 use crate::link::Link;
@@ -19,6 +22,8 @@ const WINDOW_FIRST_MIN: u64 = 8;
 const WINDOW_FIRST_MAX: u64 = 64;
 /// Largest window, in blocks.
 const WINDOW_MAX: u64 = 256;
+/// A modest one is as large as what the link brings in a round trip, but not smaller than this, in blocks.
+const WINDOW_MODEST_MIN: u64 = 32;
 /// A step this many blocks ahead of the last still belongs to the run.
 const SKIP_MAX: u64 = 4;
 /// A guess is made while at least this share of the latest ones was followed. A guess costs some of a link that would
@@ -56,16 +61,27 @@ impl Default for Readahead {
     }
 }
 
-/// First window of a stream, in blocks: what the link brings in half a round trip, within limits.
-fn first_window(link: &Link, block_bytes: u64) -> u64 {
-    let bytes = link.round_trip().unwrap_or_default().as_secs_f64() / 2.0 * link.rate();
-    ((bytes / block_bytes as f64) as u64).clamp(WINDOW_FIRST_MIN, WINDOW_FIRST_MAX)
+/// Sizes of windows on a link, in blocks.
+struct Windows {
+    first: u64,
+    max: u64,
+}
+
+impl Windows {
+    fn new(link: &Link, block_bytes: u64, modest: bool) -> Self {
+        let bytes = link.round_trip().unwrap_or_default().as_secs_f64() * link.rate();
+        let trip = (bytes / block_bytes as f64) as u64;
+        let first = if modest { trip / 2 } else { trip };
+        let max = if modest { trip.clamp(WINDOW_MODEST_MIN, WINDOW_MAX) } else { WINDOW_MAX };
+        Self { first: first.clamp(WINDOW_FIRST_MIN, WINDOW_FIRST_MAX), max }
+    }
 }
 
 impl Readahead {
-    /// The guest touched `range`; `missed` when some of it was not resident.
-    pub fn touch(&mut self, range: BlockRange, missed: bool, link: &Link, block_bytes: u64) {
+    /// The guest touched `range`; `missed` when some of it was not resident, `modest` beside a foresight.
+    pub fn touch(&mut self, range: BlockRange, missed: bool, modest: bool, link: &Link, block_bytes: u64) {
         self.clock += 1;
+        let windows = Windows::new(link, block_bytes, modest);
         let (start, end) = (range.start.0, range.end.0);
         let mine = |s: &&mut Stream| start <= s.next + SKIP_MAX.max(s.window) && end >= s.next;
         if let Some(stream) = self.streams.iter_mut().find(mine) {
@@ -76,10 +92,10 @@ impl Readahead {
                     self.followed += (1.0 - self.followed) * GUESS_WEIGHT;
                 }
                 if stream.window == 0 {
-                    stream.window = first_window(link, block_bytes);
+                    stream.window = windows.first;
                     stream.aim = end + stream.window;
                 } else if end + stream.window / 2 >= stream.aim {
-                    stream.window = (stream.window * 2).min(WINDOW_MAX);
+                    stream.window = (stream.window * 2).min(windows.max);
                     stream.aim = end + stream.window;
                 }
             }
@@ -87,7 +103,7 @@ impl Readahead {
             return;
         }
         let guess = missed && self.followed >= GUESS_SHARE;
-        let window = if guess { first_window(link, block_bytes) } else { 0 };
+        let window = if guess { windows.first } else { 0 };
         let fresh = Stream { next: end, window, aim: end + window, used: self.clock, confirmed: false };
         if self.streams.len() < STREAMS_MAX {
             self.streams.push(fresh);
@@ -115,7 +131,7 @@ mod tests {
     use super::*;
 
     fn touch(r: &mut Readahead, start: u64, n: u64, missed: bool) {
-        r.touch(BlockRange::new(start, start + n), missed, &Link::default(), 4096);
+        r.touch(BlockRange::new(start, start + n), missed, false, &Link::default(), 4096);
     }
 
     fn wanted(r: &Readahead) -> Vec<BlockRange> {

@@ -2,19 +2,26 @@
 //!
 //! Each session has a weight, and up to three *cursors*: places in it, each with a strength that fades as the guest goes on
 //! elsewhere. A first touch of a sequence multiplies the weights of the sessions that went through it, near a cursor by a
-//! full factor and elsewhere by a fraction of it; the rarer the sequence, the larger the factor. Then a little of the
-//! weight is shared out as at the beginning, because a guest may turn to something else at any time.
+//! full factor and elsewhere by a part of it; the rarer the sequence, the larger the factor. What a session has on the way
+//! there and the guest left out speaks against it. Then a little of the weight is shared out as at the beginning, because a
+//! guest may turn to something else at any time.
 
 use crate::model::{Model, SequenceId};
 
 /// Probability that a guest which follows a session touches what that session does not have next.
 const NOISE: f64 = 0.3;
 /// Exponent that tempers the evidence: touches that follow each other are not independent.
-const TEMPER: f64 = 0.4;
+const TEMPER: f64 = 0.6;
 /// Share of the weight that is spread evenly at each new sequence.
 const FORGET: f64 = 0.05;
+/// Of the likeness so much less is spread.
+const REMEMBER: f64 = 0.2;
 /// Exponent of the factor for a session that has the sequence, but elsewhere.
-const ELSEWHERE: f64 = 0.25;
+const ELSEWHERE: f64 = 0.5;
+/// A session's weight falls by this factor for each of its sequences that the guest passed over ...
+const PASSED_OVER: f64 = 0.95;
+/// ... on the way from a cursor to where it was seen next, up to so many.
+const PASSED_OVER_MAX: u32 = 32;
 /// A place is near a cursor within so many seconds of the guest's own time, ...
 const NEAR_S: f32 = 6.0;
 /// ... or so many sequences.
@@ -44,12 +51,27 @@ pub struct Cursor {
 #[derive(Debug)]
 struct Follower {
     weight: f64,
+    /// The same with a longer memory: how much the session is one like this, wherever in it the guest is now.
+    likeness: f64,
     /// The weight that it has when nothing is known of the guest: newer sessions count more.
     prior: f64,
     cursors: Vec<Cursor>,
 }
 
-/// The belief about one guest. The weights of the sessions add up to one.
+/// A session that the guest may be repeating.
+#[derive(Clone, Copy, Debug)]
+pub struct Likely<'a> {
+    /// Its number in the model.
+    pub path: usize,
+    /// Belief that the guest follows it now.
+    pub weight: f64,
+    /// Belief that the guest's session is one like it.
+    pub likeness: f64,
+    /// Where in it the guest may be.
+    pub cursors: &'a [Cursor],
+}
+
+/// The belief about one guest. The weights of the sessions add up to one, and so do the likenesses.
 #[derive(Debug)]
 pub struct Belief {
     followers: Vec<Follower>,
@@ -63,7 +85,8 @@ impl Belief {
         let start = Cursor { position: 0, at: 0.0, strength: 1.0 };
         let sum: f64 = model.paths().iter().map(|path| f64::from(path.weight())).sum();
         let priors = model.paths().iter().map(|path| f64::from(path.weight()) / sum);
-        let followers = priors.map(|prior| Follower { weight: prior, prior, cursors: vec![start] }).collect();
+        let followers =
+            priors.map(|prior| Follower { weight: prior, likeness: prior, prior, cursors: vec![start] }).collect();
         Self { followers, touches: vec![0; model.sequences().len()] }
     }
 
@@ -83,11 +106,22 @@ impl Belief {
         // Half a session more on each side, so that neither all nor none of them is certainty.
         let share = (places.len() as f64 + 0.5) / (self.followers.len() as f64 + 1.0);
         let gain = ((1.0 - NOISE + NOISE * share) / (NOISE * share)).powf(TEMPER * strength);
+        let gain_elsewhere = gain.powf(ELSEWHERE);
         for place in places {
-            let at = model.paths()[place.path as usize].visits[place.position as usize].at;
+            let visits = &model.paths()[place.path as usize].visits;
             let follower = &mut self.followers[place.path as usize];
-            let factor = if follower.seen_at(place.position, at) { gain } else { gain.powf(ELSEWHERE) };
+            let factor = match follower.seen_at(place.position, visits[place.position as usize].at) {
+                None => gain_elsewhere,
+                // The first touch is the one that went there.
+                Some(from) if before == 0 && from < place.position => {
+                    let way = from + 1..place.position.min(from + 1 + PASSED_OVER_MAX);
+                    let left_out = |p: &u32| self.touches[visits[*p as usize].sequence.0 as usize] == 0;
+                    gain * PASSED_OVER.powi(way.filter(left_out).count() as i32)
+                }
+                Some(_) => gain,
+            };
             follower.weight *= factor;
+            follower.likeness *= factor;
         }
         self.mix(FORGET * strength);
     }
@@ -101,37 +135,44 @@ impl Belief {
 
     /// Makes the weights add up to one, `share` of which is spread as at the beginning.
     fn mix(&mut self, share: f64) {
-        let sum: f64 = self.followers.iter().map(|f| f.weight).sum();
+        let slow = share * REMEMBER;
+        let weights: f64 = self.followers.iter().map(|f| f.weight).sum();
+        let likenesses: f64 = self.followers.iter().map(|f| f.likeness).sum();
         for follower in &mut self.followers {
-            follower.weight = (1.0 - share) * follower.weight / sum + share * follower.prior;
+            follower.weight = (1.0 - share) * follower.weight / weights + share * follower.prior;
+            follower.likeness = (1.0 - slow) * follower.likeness / likenesses + slow * follower.prior;
         }
     }
 
-    /// The sessions worth a look, the likeliest first: number, weight, cursors.
-    pub fn likely(&self) -> impl Iterator<Item = (usize, f64, &[Cursor])> {
+    /// The sessions worth a look, the likeliest first.
+    pub fn likely(&self) -> impl Iterator<Item = Likely<'_>> {
         let greatest = self.followers.iter().map(|f| f.weight).fold(0.0, f64::max);
         let mut likely: Vec<_> =
             self.followers.iter().enumerate().filter(|(_, f)| f.weight > greatest * LIKELY_SHARE).collect();
         likely.sort_by(|a, b| b.1.weight.total_cmp(&a.1.weight));
-        likely.into_iter().take(LIKELY_MAX).map(|(number, f)| (number, f.weight, &f.cursors[..]))
+        likely.into_iter().take(LIKELY_MAX).map(|(number, f)| Likely {
+            path: number,
+            weight: f.weight,
+            likeness: f.likeness,
+            cursors: &f.cursors,
+        })
     }
 }
 
 impl Follower {
-    /// Moves the nearest cursor to where the guest was seen. With none near there is a new one, in the place of the
-    /// weakest if need be, and the answer is false.
-    fn seen_at(&mut self, position: u32, at: f32) -> bool {
+    /// Moves the nearest cursor to where the guest was seen, and answers whence. With none near there is a new one, in the
+    /// place of the weakest if need be.
+    fn seen_at(&mut self, position: u32, at: f32) -> Option<u32> {
         let here = Cursor { position, at, strength: 1.0 };
         let near = |c: &&mut Cursor| c.position.abs_diff(position) <= NEAR_POSITIONS || (c.at - at).abs() <= NEAR_S;
         if let Some(cursor) = self.cursors.iter_mut().filter(near).min_by_key(|c| c.position.abs_diff(position)) {
-            *cursor = here;
-            return true;
+            return Some(std::mem::replace(cursor, here).position);
         }
         if self.cursors.len() < CURSORS_MAX {
             self.cursors.push(here);
         } else if let Some(weakest) = self.cursors.iter_mut().min_by(|a, b| a.strength.total_cmp(&b.strength)) {
             *weakest = here;
         }
-        false
+        None
     }
 }

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Candidate, Cursor};
+use super::{Candidate, Cursor, Likely};
 use crate::block::BlockRange;
 use crate::model::{Model, SequenceId};
 use crate::stats::STALL;
@@ -106,11 +106,11 @@ impl Expectation {
     /// An expectation of likely sessions; `None` when there are none.
     pub(super) fn new<'a>(
         model: &Arc<Model>,
-        likely: impl Iterator<Item = (usize, f64, &'a [Cursor])>,
+        likely: impl Iterator<Item = Likely<'a>>,
         planned: &[Candidate],
     ) -> Option<Self> {
         let mut samples = Vec::new();
-        for (path, weight, cursors) in likely {
+        for Likely { path, weight, cursors, .. } in likely {
             samples.extend(cursors.iter().map(|&cursor| Sample { path, weight: weight * cursor.strength, cursor }));
         }
         let sum: f64 = samples.iter().map(|sample| sample.weight).sum();

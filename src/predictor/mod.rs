@@ -4,6 +4,10 @@
 //! guest may be. From that an *order* ([`Predictor`]) is made: what lies ahead in those sessions, by belief over
 //! time-to-use. Of all orders the one by greatest *hazard*, probability over time, loses least when guesses are wrong.
 //!
+//! Where a guest is going is known best while it is busy with something known. Between two tasks nothing is near, and then
+//! the link is best used for what the guest will need whatever comes next. So each sequence has a second hazard beside that
+//! of its place on the way: that sessions like this one use it at all, sooner or later.
+//!
 //! After Potter, Oka, Kato (2006): the sequence that overlaps most with what the guest did last is streamed, and the
 //! transition graph gives what follows it, far into the future, re-checked as activity arrives.
 
@@ -17,7 +21,7 @@ use std::sync::Arc;
 use crate::block::{Block, BlockRange};
 use crate::link::Link;
 use crate::model::{Model, SequenceId};
-use belief::{Belief, Cursor};
+use belief::{Belief, Cursor, Likely};
 pub use forecast::{Conditions, Expectation, Prospects};
 
 /// Steps of the remembered sessions that are looked at behind a cursor: order is never quite the same twice.
@@ -31,7 +35,14 @@ const WIDER: u32 = 4;
 /// Little is left when there are fewer candidates than this.
 const FEW: usize = 16;
 /// Sequences below this probability are no candidates.
-const PROBABILITY_MIN: f64 = 0.1;
+const PROBABILITY_MIN: f64 = 0.3;
+/// Weight of the hazard that a sequence is used sooner or later, beside that of its place, ...
+const SOME_TIME: f64 = 0.7;
+/// ... and the time-to-use that stands for "sooner or later", in seconds of the guest's own time.
+const SOME_TIME_S: f64 = 0.5;
+/// The exponent by which the likenesses of sessions are evened out for it: what a guest did says little of what it will do
+/// when it turns to something else.
+const EVEN: f64 = 0.3;
 /// Candidates of the popularity order that are laid out at once: more than the link takes until the next plan.
 const POPULAR_MAX: usize = 256;
 /// The time of so many blocks on the link is added to every time-to-use. It makes what is very near equally urgent, so that
@@ -71,11 +82,27 @@ pub trait Foresight: Debug + Send {
     }
 }
 
-/// What is summed up for a sequence over the sessions in which it lies ahead.
+/// What is summed up for a sequence over the likely sessions.
 #[derive(Clone, Copy, Debug, Default)]
 struct Outlook {
+    /// Of those in which it lies ahead: probability over time.
     hazard: f64,
-    probability: f64,
+    /// Their probability.
+    soon: f64,
+    /// Share of those that have it anywhere.
+    some_time: f64,
+}
+
+impl Outlook {
+    /// That the guest wants it.
+    fn probability(&self) -> f64 {
+        1.0 - (1.0 - self.soon.min(1.0)) * (1.0 - self.some_time.min(1.0))
+    }
+
+    /// By which it is put in order. A square root of the probability more than the hazard: what fails costs the link.
+    fn urgency(&self, flat_s: f64) -> f64 {
+        (self.hazard + SOME_TIME * self.some_time / (SOME_TIME_S + flat_s)) * self.probability().sqrt()
+    }
 }
 
 /// A model that follows one guest.
@@ -117,12 +144,24 @@ impl Predictor {
         }
     }
 
-    /// Sums up what lies ahead of the cursors within horizons that are `wider` times the usual.
+    /// Sums up what the likely sessions have: anywhere, and ahead of the cursors within horizons that are `wider` times the
+    /// usual.
     fn look_ahead(&mut self, flat_s: f64, wider: u32) {
         let Self { model, belief, complete, outlook, ahead, .. } = self;
-        for (path, weight, cursors) in belief.likely() {
+        let evened: f64 = belief.likely().map(|session| session.likeness.powf(EVEN)).sum();
+        for Likely { path, weight, likeness, cursors } in belief.likely() {
             let visits = &model.paths()[path].visits;
+            let share = likeness.powf(EVEN) / evened;
+            for index in visits.iter().map(|visit| visit.sequence.0 as usize).filter(|&index| !complete[index]) {
+                if outlook[index].some_time == 0.0 {
+                    ahead.push(SequenceId(index as u32));
+                }
+                outlook[index].some_time += share;
+            }
+            // The guest is at one of them, if at all.
+            let strengths: f64 = cursors.iter().map(|cursor| cursor.strength).sum();
             for cursor in cursors {
+                let probability = weight * cursor.strength / strengths;
                 let from = visits.len().min(cursor.position.saturating_sub(BACK) as usize);
                 let to = visits.len().min(from + (HORIZON_VISITS * wider) as usize);
                 for visit in &visits[from..to] {
@@ -131,34 +170,29 @@ impl Predictor {
                         break;
                     }
                     let index = visit.sequence.0 as usize;
-                    if complete[index] {
-                        continue;
+                    if !complete[index] {
+                        outlook[index].soon += probability;
+                        outlook[index].hazard += probability / (f64::from(distance_s) + flat_s);
                     }
-                    if outlook[index].probability == 0.0 {
-                        ahead.push(visit.sequence);
-                    }
-                    let probability = weight * cursor.strength;
-                    outlook[index].probability += probability;
-                    outlook[index].hazard += probability / (f64::from(distance_s) + flat_s);
                 }
             }
         }
     }
 
-    /// Turns what was summed up into candidates, by hazard. Only the probable ones are put in order: of what lies ahead of
+    /// Turns what was summed up into candidates, by urgency. Only the probable ones are put in order: of what lies ahead of
     /// a guest that may be anywhere they are a small part.
-    fn rank(&mut self, absent: &dyn Fn(BlockRange) -> bool) {
+    fn rank(&mut self, flat_s: f64, absent: &dyn Fn(BlockRange) -> bool) {
         let mut probable = Vec::new();
         for id in self.ahead.drain(..) {
-            let Outlook { hazard, probability } = std::mem::take(&mut self.outlook[id.0 as usize]);
+            let outlook = std::mem::take(&mut self.outlook[id.0 as usize]);
+            let probability = outlook.probability();
             if probability >= PROBABILITY_MIN {
-                probable.push((hazard, probability, id));
+                probable.push((outlook.urgency(flat_s), probability, id));
             }
         }
         probable.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.2.cmp(&b.2)));
         for (_, probability, id) in probable {
-            // Three cursors in one session can make it more than one.
-            self.add(id, probability.min(1.0) as f32, false, absent);
+            self.add(id, probability as f32, false, absent);
         }
     }
 
@@ -201,7 +235,7 @@ impl Foresight for Predictor {
             self.plans += 1;
             self.candidates.clear();
             self.look_ahead(flat_s, wider);
-            self.rank(absent);
+            self.rank(flat_s, absent);
             if self.candidates.len() >= FEW {
                 break;
             }
@@ -231,9 +265,9 @@ impl Foresight for Predictor {
     }
 
     fn place(&self) -> Option<(usize, f32)> {
-        let (path, _, cursors) = self.belief.likely().next()?;
-        let cursor = cursors.iter().max_by(|a, b| a.strength.total_cmp(&b.strength))?;
-        Some((path, cursor.at))
+        let session = self.belief.likely().next()?;
+        let cursor = session.cursors.iter().max_by(|a, b| a.strength.total_cmp(&b.strength))?;
+        Some((session.path, cursor.at))
     }
 }
 

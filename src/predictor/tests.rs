@@ -55,6 +55,7 @@ fn what_follows_depends_on_the_way_there() {
     let mut predictor = Predictor::new(model(&[&[1, 2, 3], &[1, 2, 3], &[4, 2, 5], &[4, 2, 5]]));
     let resident = follow(&mut predictor, &touched(99, &[4, 2]));
     let candidates = planned(&mut predictor, &resident);
+    assert!(rank(&candidates, 5) < rank(&candidates, 3));
     let likelihood = |number| candidates.get(rank(&candidates, number)).map_or(0.0, |c| c.probability);
     assert!(likelihood(5) > likelihood(3) + 0.02, "{} against {}", likelihood(5), likelihood(3));
 }
