@@ -182,14 +182,61 @@ fn little_is_drawn_as_little() {
 }
 
 #[test]
+fn what_forecasts_said_is_drawn_against_what_happened() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sessions, _) = learnt(directory.path());
+    let (picture, figures) = (directory.path().join("c.svg"), directory.path().join("c.json"));
+    let svg = ["replay", "--rate", "5mbit", "--calibration-svg", picture.to_str().unwrap()];
+    let draw = |more: &[&str], sessions: &[PathBuf]| {
+        let output = vmstream(&[&svg[..], more, &["--trace"]].concat(), sessions);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (String::from_utf8(output.stdout).unwrap(), texts(&picture))
+    };
+    // Without the other file, the table is there all the same.
+    let (table, said) = draw(&["--leave-one-out"], &sessions);
+    assert!(table.contains("stall within 30 s"), "{table}");
+    for part in ["in 3 replays, policy planner", "link of 5.0 Mbit/s and 50 ms", "said: risk in %", "happened: %"] {
+        assert!(has(&said, part), "no {part:?} in {said:?}");
+    }
+    let first = fs::read(&picture).unwrap();
+    let (_, again) = draw(&["--leave-one-out", "--calibration", figures.to_str().unwrap()], &sessions);
+    assert!(fs::read(&picture).unwrap() == first && again == said, "the same replays give the same bytes");
+    // A panel has the classes of its horizon, each with the number of its answers, and no other shape is a circle.
+    let figures: serde_json::Value = serde_json::from_slice(&fs::read(&figures).unwrap()).unwrap();
+    let classes = figures["classes"].as_array().unwrap();
+    assert!(classes.len() >= 3, "{classes:?}");
+    for horizon in [1, 5, 30] {
+        let mine = classes.iter().filter(|class| class["horizon_s"] == f64::from(horizon));
+        let answers: u64 = mine.map(|class| class["answers"].as_u64().unwrap()).sum();
+        assert!(has(&said, &format!("A stall within {horizon} s, {answers} forecasts")), "{said:?}");
+    }
+    let mut labels: Vec<_> = said.iter().filter(|text| text.starts_with("n=")).cloned().collect();
+    let mut expected: Vec<_> = classes.iter().map(|class| format!("n={}", class["answers"])).collect();
+    labels.sort();
+    expected.sort();
+    assert_eq!(labels, expected);
+    // Each is filled and has an edge.
+    let svg = fs::read_to_string(&picture).unwrap();
+    assert_eq!(svg.matches("<circle").count(), 2 * classes.len());
+
+    // A session that is over before the first question.
+    let empty = session(directory.path(), "empty.vmtrace", "# vmtrace 1 size=8192 block=4096\n");
+    let (_, said) = draw(&[], &[empty]);
+    assert_eq!(said.iter().filter(|text| *text == "nothing was asked").count(), 3, "{said:?}");
+    assert!(has(&said, "in 1 replay, policy planner") && !has(&said, "n="), "{said:?}");
+}
+
+#[test]
 fn a_file_that_cannot_be_written_is_said() {
     let directory = tempfile::tempdir().unwrap();
     let (sessions, model) = learnt(directory.path());
     let nowhere = directory.path().join("none/x.svg");
     let nowhere = nowhere.to_str().unwrap();
-    for said in
-        [fail(&["inspect", "--svg", nowhere], &[model]), fail(&["replay", "--svg", nowhere, "--trace"], &sessions[..1])]
-    {
+    for said in [
+        fail(&["inspect", "--svg", nowhere], &[model]),
+        fail(&["replay", "--svg", nowhere, "--trace"], &sessions[..1]),
+        fail(&["replay", "--calibration-svg", nowhere, "--trace"], &sessions[..1]),
+    ] {
         assert!(said.contains("cannot write") && said.contains("none/x.svg"), "{said}");
     }
     // What was there stays as it was until the new picture is whole, and no half-made file lies beside it.

@@ -5,6 +5,7 @@
 //! light to dark, so they survive grey printing. Plotters makes the SVG; its coordinates are whole pixels and it asks no
 //! clock and no font, so the same input gives the same bytes.
 
+pub mod calibration;
 mod flow;
 mod heat;
 pub mod model;

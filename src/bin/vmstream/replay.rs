@@ -95,6 +95,17 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
     let mut text = report::table(&reports);
     if let Some(path) = &args.calibration {
         files::replace(path, calibration.json()?)?;
+    }
+    if let Some(path) = &args.calibration_svg {
+        let scene = picture::calibration::Scene {
+            sessions: reports.len(),
+            policy: args.policy.0.name(),
+            link: link(args),
+            horizons: &calibration.horizons(),
+        };
+        files::replace(path, picture::calibration::draw(&scene)?)?;
+    }
+    if args.asks() {
         text += "\n";
         text += &calibration.table();
     }
@@ -116,8 +127,7 @@ struct Replay<'a> {
 impl<'a> Replay<'a> {
     fn new(args: &'a ReplayArgs, path: &Path, session: &'a Session) -> Self {
         let steps = replay::guest(session, args.think, PAUSE_MAX);
-        let link = LinkModel { rate: args.rate as f64, round_trip: args.rtt };
-        Self { args, name: stem(path), session, steps, link }
+        Self { args, name: stem(path), session, steps, link: link(args) }
     }
 
     /// What the policy makes of the options, and of the model.
@@ -138,7 +148,7 @@ impl<'a> Replay<'a> {
         let (geometry, link) = (session.geometry, *link);
         let (config, foresight) = self.means(model);
         let setup = Setup { steps, geometry, link, config, foresight };
-        let questions = args.calibration.as_ref().map(|_| calibration::questions());
+        let questions = args.asks().then(calibration::questions);
         let questions = questions.as_ref();
         let Some(svg) = &args.svg else { return Ok(replay::watch(setup, Observer { questions, witness: None })) };
         let mut watch = Watch::new(geometry, steps);
@@ -170,6 +180,11 @@ impl<'a> Replay<'a> {
         };
         live.run(replay, meter)
     }
+}
+
+/// The link that the options say.
+fn link(args: &ReplayArgs) -> LinkModel {
+    LinkModel { rate: args.rate as f64, round_trip: args.rtt }
 }
 
 /// A session's name: that of its file without the ending.

@@ -71,6 +71,17 @@ pub struct ReplayArgs {
     /// Ask for the forecast once a second of the replay, show what was said beside what happened, and write it to FILE
     #[arg(long, value_name = "FILE")]
     pub calibration: Option<PathBuf>,
+
+    /// Ask in the same way, show it, and draw what was said against what happened into FILE, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub calibration_svg: Option<PathBuf>,
+}
+
+impl ReplayArgs {
+    /// Whether the forecast is asked on the way.
+    pub fn asks(&self) -> bool {
+        self.calibration.is_some() || self.calibration_svg.is_some()
+    }
 }
 
 /// The name that stands for no model.

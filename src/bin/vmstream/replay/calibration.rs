@@ -1,4 +1,5 @@
-//! What the forecast said in replays beside what happened: the table and the file of `vmstream replay --calibration`.
+//! What the forecast said in replays beside what happened: the table, the file and the picture of
+//! `vmstream replay --calibration`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -6,6 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use vmstream::error::{Error, Result};
 use vmstream::replay::calibration::{Answer, Questions};
+
+use crate::picture::calibration as picture;
 
 /// Time between two questions: longer than the planner takes to change its mind, and some hundred answers a session.
 const EVERY: Duration = Duration::from_secs(1);
@@ -80,6 +83,16 @@ impl Calibration {
         let classes = HORIZONS_S.iter().flat_map(|&horizon_s| self.classes(horizon_s as f64)).collect();
         let json = serde_json::to_string(&File { classes, answers: &self.points });
         Ok(json.map_err(|e| Error::io("cannot write the calibration", e.into()))? + "\n")
+    }
+
+    /// The classes as the picture has them.
+    pub fn horizons(&self) -> [picture::Horizon; HORIZONS_S.len()] {
+        let point =
+            |class: &Class| picture::Class { answers: class.answers, said: class.said, happened: class.happened };
+        HORIZONS_S.map(|seconds| picture::Horizon {
+            seconds,
+            classes: self.classes(seconds as f64).iter().map(point).collect(),
+        })
     }
 
     /// The answers about one horizon, by what was said. Classes without any are left out.
