@@ -224,8 +224,12 @@ impl Planner {
         if !known {
             self.habits.met_news(1);
         }
-        if self.prefetch == Prefetch::Readahead && !known {
-            self.readahead.touch(range, missed, self.foresight.is_some(), &self.link, self.geometry.block_bytes());
+        if self.prefetch != Prefetch::Readahead {
+            return;
+        }
+        match known {
+            true => self.readahead.foreseen(),
+            false => self.readahead.touch(range, missed, &self.link, self.geometry.block_bytes()),
         }
     }
 

@@ -8,8 +8,8 @@
 //! that pays. How often it does is learnt: the share of such guesses that the guest followed, as a moving average. A guest
 //! that jumps about brings the share down and gets no guesses until its runs, confirmed the slow way, bring it up again.
 //!
-//! Beside a foresight readahead is *modest*: what earlier sessions never touched is rarely a long run, and the link has
-//! better things to do.
+//! While a foresight knows most of what the guest touches, readahead is *modest*: the few blocks that earlier sessions never
+//! touched are rarely a long run, and the link has better things to do.
 
 use crate::block::{Block, BlockRange};
 use crate::link::Link;
@@ -29,6 +29,10 @@ const SKIP_MAX: u64 = 4;
 /// A guess is made while at least this share of the latest ones was followed. A guess costs some of a link that would
 /// idle through the round trip anyway, and saves a whole one, so it pays although most of them fail.
 const GUESS_SHARE: f64 = 0.2;
+/// Readahead is modest while less than this share of the guest's touches, lately, was strange to foresight.
+const STRANGE_SHARE: f64 = 0.25;
+/// Weight of the latest touch in that share.
+const STRANGE_WEIGHT: f64 = 1.0 / 32.0;
 /// Weight of the latest guess in the share.
 const GUESS_WEIGHT: f64 = 1.0 / 16.0;
 
@@ -53,11 +57,13 @@ pub struct Readahead {
     clock: u64,
     /// Share of new streams that went on, lately.
     followed: f64,
+    /// Share of touches that no foresight knew, lately.
+    strange: f64,
 }
 
 impl Default for Readahead {
     fn default() -> Self {
-        Self { streams: Vec::new(), clock: 0, followed: 0.5 }
+        Self { streams: Vec::new(), clock: 0, followed: 0.5, strange: 1.0 }
     }
 }
 
@@ -78,10 +84,16 @@ impl Windows {
 }
 
 impl Readahead {
-    /// The guest touched `range`; `missed` when some of it was not resident, `modest` beside a foresight.
-    pub fn touch(&mut self, range: BlockRange, missed: bool, modest: bool, link: &Link, block_bytes: u64) {
+    /// The guest touched what foresight knows.
+    pub fn foreseen(&mut self) {
+        self.strange -= self.strange * STRANGE_WEIGHT;
+    }
+
+    /// The guest touched `range`, which no foresight knows; `missed` when some of it was not resident.
+    pub fn touch(&mut self, range: BlockRange, missed: bool, link: &Link, block_bytes: u64) {
         self.clock += 1;
-        let windows = Windows::new(link, block_bytes, modest);
+        self.strange += (1.0 - self.strange) * STRANGE_WEIGHT;
+        let windows = Windows::new(link, block_bytes, self.strange < STRANGE_SHARE);
         let (start, end) = (range.start.0, range.end.0);
         let mine = |s: &&mut Stream| start <= s.next + SKIP_MAX.max(s.window) && end >= s.next;
         if let Some(stream) = self.streams.iter_mut().find(mine) {
@@ -131,7 +143,7 @@ mod tests {
     use super::*;
 
     fn touch(r: &mut Readahead, start: u64, n: u64, missed: bool) {
-        r.touch(BlockRange::new(start, start + n), missed, false, &Link::default(), 4096);
+        r.touch(BlockRange::new(start, start + n), missed, &Link::default(), 4096);
     }
 
     fn wanted(r: &Readahead) -> Vec<BlockRange> {
@@ -169,6 +181,23 @@ mod tests {
         }
         touch(&mut r, 7, 1, true);
         assert_eq!(wanted(&r)[0], BlockRange::new(8, 16), "short runs bring the guesses back");
+    }
+
+    #[test]
+    fn where_foresight_knows_most_runs_are_followed_modestly() {
+        let widest = |foreseen: usize| {
+            let mut r = Readahead::default();
+            let mut widest = 0;
+            for block in 0..2000 {
+                (0..foreseen).for_each(|_| r.foreseen());
+                touch(&mut r, 100 + block, 1, false);
+                widest = wanted(&r).first().map_or(0, |range| range.len());
+            }
+            widest
+        };
+        // The link is not measured, so a round trip brings nothing and the least counts.
+        assert!(widest(9) <= WINDOW_MODEST_MIN, "{}", widest(9));
+        assert!(widest(1) > WINDOW_MODEST_MIN, "{}", widest(1));
     }
 
     #[test]
