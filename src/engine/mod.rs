@@ -136,8 +136,8 @@ impl Shared {
             core.planner.on(Event::WritesEnded, now, &self.gate, &mut actions);
         }
         while let Some(note) = self.gate.next_note() {
-            let range = self.gate.geometry().touched(note.offset, note.length);
-            core.planner.on(Event::Touched(range), now, &self.gate, &mut actions);
+            let request = Planner::request(self.gate.geometry(), note.op, note.offset, note.length, now);
+            core.planner.on(Event::Touched(request), now, &self.gate, &mut actions);
             core.recorder.touched(note.op, note.offset, note.length, note.at);
             core.notes_seen = true;
             core.checkpoint_at.get_or_insert(now + self.checkpoint);

@@ -195,6 +195,11 @@ impl Model {
         self.owners.find(block)
     }
 
+    /// The parts of `range` that belong to sequences, in order of place.
+    pub fn owned(&self, range: BlockRange) -> impl Iterator<Item = (BlockRange, SequenceId)> {
+        self.owners.within(range)
+    }
+
     /// The sequences with support, the one that most sessions use first, of those the one that is used soonest. Once
     /// enough sessions are known, what only one of them used is not here.
     pub fn popular(&self) -> &[SequenceId] {

@@ -3,7 +3,7 @@
 //! Sixteen bytes a run, so a million blocks in runs of four take 4 MB, and a look-up is some twenty steps.
 
 use super::{Sequence, SequenceId};
-use crate::block::Block;
+use crate::block::{Block, BlockRange};
 
 #[derive(Clone, Copy, Debug)]
 struct Owned {
@@ -37,12 +37,21 @@ impl Owners {
         let run = self.0.get(behind.checked_sub(1)?)?;
         (block.0 - run.start < u64::from(run.blocks)).then_some(run.owner)
     }
+
+    /// The parts of `range` that have an owner, in order of place: as many steps as there are parts, however long it is.
+    pub fn within(&self, range: BlockRange) -> impl Iterator<Item = (BlockRange, SequenceId)> {
+        let end = |run: &Owned| run.start + u64::from(run.blocks);
+        let from = self.0.partition_point(move |run| end(run) <= range.start.0);
+        self.0[from..].iter().take_while(move |run| run.start < range.end.0).map(move |run| {
+            let (start, end) = (run.start.max(range.start.0), end(run).min(range.end.0));
+            (BlockRange::new(start, end), run.owner)
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::BlockRange;
 
     fn sequence(runs: &[(u64, u64)]) -> Sequence {
         Sequence {
@@ -67,6 +76,12 @@ mod tests {
         ] {
             assert_eq!(owners.find(Block(block)), owner.map(SequenceId), "{block}");
         }
+        let within = |start, end| owners.within(BlockRange::new(start, end)).map(|(r, id)| (r.start.0, r.end.0, id.0));
+        assert_eq!(
+            within(4, 1 << 40).collect::<Vec<_>>(),
+            [(4, 5, 0), (5, 6, 1), (10, 12, 0), (1 << 33, (1 << 33) + 1, 1)]
+        );
+        assert_eq!(within(6, 10).count() + within(5, 5).count() + within(12, 13).count(), 0);
     }
 
     #[test]

@@ -46,19 +46,24 @@ pub(super) struct Recording {
 impl Recording {
     /// The recording of a session, of age 0.
     pub fn new(session: &Session) -> Self {
-        let touches = session.first_touches();
         let mut runs: Vec<Run> = Vec::new();
-        let listed = touches.len().min(TOUCHES_MAX as usize);
-        for touch in &touches[..listed] {
+        let (mut touched, mut listed) = (0u64, 0);
+        for (at, range) in session.first_needs() {
+            touched += range.len();
+            let blocks = range.len().min(u64::from(TOUCHES_MAX - listed)) as u32;
+            if blocks == 0 {
+                continue;
+            }
+            listed += blocks;
             // 49 days; a guest that runs for longer has long ceased to tell anything about a start.
-            let at_ms = touch.at.as_millis().try_into().unwrap_or(u32::MAX);
+            let at_ms = at.as_millis().try_into().unwrap_or(u32::MAX);
             match runs.last_mut() {
-                Some(run) if run.at_ms == at_ms && run.range().end == touch.block => run.blocks += 1,
-                _ => runs.push(Run { at_ms, blocks: 1, start: touch.block }),
+                Some(run) if run.at_ms == at_ms && run.range().end == range.start => run.blocks += blocks,
+                _ => runs.push(Run { at_ms, blocks, start: range.start }),
             }
         }
         runs.shrink_to_fit();
-        Self { age: 0, touched: touches.len().try_into().unwrap_or(u32::MAX), listed: listed as u32, runs }
+        Self { age: 0, touched: touched.try_into().unwrap_or(u32::MAX), listed, runs }
     }
 
     /// A number that tells sessions apart, whatever they are called and in whatever order they come: FNV-1a over

@@ -5,8 +5,8 @@
 //!
 //! *Demand first.* A guest's request joins a fetch that is under way already and makes it a demand; what nobody is
 //! bringing becomes a fetch of its own, neighbours joined where the gap costs less than a request. *Prefetch* fills what
-//! the link has left: never more connections than leave one for a demand, never more bytes on the way than the link's
-//! window, so that a demand finds at most a short queue before it. *Failures* are tried again with back-off; a demand
+//! the link has left: never more connections than leave one for a demand, nothing while as many bytes are on the way as the
+//! link's window has, so that a demand finds at most a short queue before it. *Failures* are tried again with back-off; a demand
 //! without end unless told otherwise.
 
 mod backoff;
@@ -71,7 +71,7 @@ pub enum Event {
     /// A request that the gate could not let through.
     Needed(RequestId, Request),
     /// The guest touched resident blocks for the first time.
-    Touched(BlockRange),
+    Touched(Request),
     /// The next blocks of a fetch were stored, or dropped because the guest was faster.
     Arrived(FetchId, BlockRange),
     /// A fetch ended.
@@ -176,7 +176,7 @@ impl Planner {
         }
         match event {
             Event::Needed(id, request) => self.needed(id, request, blocks, actions),
-            Event::Touched(range) => self.touched(range, false),
+            Event::Touched(request) => self.touched(&request, false),
             Event::Arrived(fetch, range) => {
                 if let Some(flight) = self.flights.advance(fetch, range.end) {
                     self.link.arrive(&mut flight.token, self.geometry.length(range), now);
@@ -203,7 +203,7 @@ impl Planner {
 
     fn needed(&mut self, id: RequestId, request: Request, blocks: &dyn Blocks, actions: &mut Vec<Action>) {
         self.missed = true;
-        self.touched(request.touched, request.op == Op::Read);
+        self.touched(&request, request.op == Op::Read);
         if self.demand.add(id, request, blocks) {
             actions.push(Action::Complete(id, 0));
             return;
@@ -215,12 +215,20 @@ impl Planner {
         }
     }
 
-    fn touched(&mut self, range: BlockRange, missed: bool) {
-        self.touches.add(range);
-        if let Some(foresight) = &mut self.foresight {
-            foresight.touch(range);
+    /// What is only overwritten teaches nothing, here as in training: the guest never needed it.
+    fn touched(&mut self, request: &Request, missed: bool) {
+        let mut known = false;
+        let needs = request.needs();
+        for &range in needs.iter().filter(|range| !range.is_empty()) {
+            self.touches.add(range);
+            if let Some(foresight) = &mut self.foresight {
+                foresight.touch(range);
+                known |= foresight.knows(range);
+            }
         }
-        let known = self.foresight.as_ref().is_some_and(|f| f.knows(range));
+        if needs.iter().all(|range| range.is_empty()) {
+            return;
+        }
         if !known {
             self.habits.met_news(1);
         }
@@ -229,7 +237,7 @@ impl Planner {
         }
         match known {
             true => self.readahead.foreseen(),
-            false => self.readahead.touch(range, missed, &self.link, self.geometry.block_bytes()),
+            false => self.readahead.touch(request.touched, missed, &self.link, self.geometry.block_bytes()),
         }
     }
 

@@ -14,8 +14,11 @@ const CHUNK_MIN: u64 = 32 << 10;
 const CHUNK_USUAL: u64 = 64 << 10;
 /// Largest prefetch, in bytes: what a joined demand may have to wait through on the fastest links.
 pub(super) const CHUNK_MAX: u64 = 4 << 20;
-/// Candidates are renewed this often while the guest is followed, and at once when it had to wait for something.
+/// Candidates are renewed this often while the guest is followed, ...
 const RENEW: Duration = Duration::from_millis(100);
+/// ... and when it had to wait for something, but not more often than this: a guest that waits at each step shall not keep
+/// a processor busy with plans.
+const RENEW_MISSED: Duration = Duration::from_millis(10);
 /// Candidates that are looked at for neighbours of the one that is fetched.
 const WIDEN_CANDIDATES: usize = 64;
 /// Connections, at most, that prefetch leaves free for a demand.
@@ -95,7 +98,8 @@ impl Planner {
     /// Renews the candidates when it is time.
     fn foresee(&mut self, now: Moment, blocks: &dyn Blocks) {
         let Some(foresight) = &mut self.foresight else { return };
-        if self.missed || now.since(self.foreseen_at) >= RENEW {
+        let age = now.since(self.foreseen_at);
+        if age >= if self.missed { RENEW_MISSED } else { RENEW } {
             self.missed = false;
             self.foreseen_at = now;
             self.candidate = 0;

@@ -269,7 +269,7 @@ impl World {
         if edges_there && (op == Op::Read || self.model.claim(request.covered)) {
             self.open.insert(id, request);
             self.complete(id, 0);
-            self.tell(Event::Touched(request.touched));
+            self.tell(Event::Touched(request));
             return;
         }
         self.open.insert(id, request);

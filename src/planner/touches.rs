@@ -52,9 +52,11 @@ mod tests {
     use super::*;
     use crate::block::Geometry;
     use crate::config::Config;
+    use crate::gate::Op;
     use crate::link::Link;
-    use crate::planner::Planner;
+    use crate::planner::{Planner, Request};
     use crate::predictor::{Candidate, Foresight};
+    use crate::time::Moment;
 
     #[test]
     fn nothing_is_kept_unless_somebody_will_ask() {
@@ -95,18 +97,23 @@ mod tests {
         }
     }
 
+    fn read(start: u64) -> Request {
+        let touched = BlockRange::new(start, start + 2);
+        Request { op: Op::Read, touched, covered: touched, since: Moment::default() }
+    }
+
     #[test]
     fn a_foresight_that_comes_late_hears_of_what_it_was_not_told() {
         let config = Config::parse(["source=pattern:1M"]).unwrap();
         let mut planner = Planner::new(Geometry::new(1 << 20, 4096).unwrap(), &config, 1);
         planner.expect_foresight(true);
         for start in [10, 30, 50] {
-            planner.touched(BlockRange::new(start, start + 2), false);
+            planner.touched(&read(start), false);
         }
         let listener = Listener::default();
         let told = 2; // outside, before the last one came
         planner.set_foresight(Some(Box::new(listener.clone())), told);
-        planner.touched(BlockRange::new(70, 72), false);
+        planner.touched(&read(70), false);
         let heard: Vec<u64> = listener.0.lock().unwrap().iter().map(|range| range.start.0).collect();
         // The last one that it was told of again, as it may have grown.
         assert_eq!(heard, [30, 50, 70]);

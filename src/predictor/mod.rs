@@ -64,7 +64,7 @@ pub struct Candidate {
 
 /// Foresight of what a guest will touch.
 pub trait Foresight: Debug + Send {
-    /// The guest touched these blocks, perhaps not for the first time.
+    /// The guest needed what these blocks hold, perhaps not for the first time.
     fn touch(&mut self, range: BlockRange);
     /// True when earlier sessions touched some of these blocks, so that foresight is a better guess than readahead.
     fn knows(&self, range: BlockRange) -> bool;
@@ -214,17 +214,17 @@ impl Predictor {
 
 impl Foresight for Predictor {
     fn touch(&mut self, range: BlockRange) {
-        for block in range.iter() {
-            if let Some(id) = self.model.owner(block)
-                && self.touched.insert(block)
-            {
-                self.belief.observe(&self.model, id);
+        for (part, id) in self.model.owned(range) {
+            for block in part.iter() {
+                if self.touched.insert(block) {
+                    self.belief.observe(&self.model, id);
+                }
             }
         }
     }
 
     fn knows(&self, range: BlockRange) -> bool {
-        range.iter().any(|block| self.model.owner(block).is_some())
+        self.model.owned(range).next().is_some()
     }
 
     fn plan(&mut self, link: &Link, absent: &dyn Fn(BlockRange) -> bool) {

@@ -191,7 +191,7 @@ impl World<'_> {
             return;
         }
         if first_time {
-            self.tell(Event::Touched(request.touched));
+            self.tell(Event::Touched(request));
         }
         self.end_step();
     }

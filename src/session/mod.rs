@@ -14,10 +14,10 @@ mod clock;
 pub mod directory;
 pub mod file;
 mod recorder;
+mod seen;
 mod subject;
 pub mod text;
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 pub use clock::{GuestClock, WallTime};
@@ -28,6 +28,7 @@ pub use subject::Subject;
 
 use crate::block::{Block, BlockRange, Geometry};
 use crate::gate::Op;
+use seen::Seen;
 
 /// One access of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,22 +102,25 @@ pub fn needs(geometry: Geometry, op: Op, offset: u64, length: u64) -> [BlockRang
 }
 
 impl Session {
-    /// What the session needed from the origin: each block once, in order of first need. A block that was overwritten
-    /// before it was read was never needed.
-    pub fn first_touches(&self) -> Vec<Touch> {
-        let mut seen = HashSet::new();
-        let mut touches = Vec::new();
+    /// What the session needed from the origin, when on the guest's clock: each block once, in order of first need. A block
+    /// that was overwritten before it was read was never needed. Takes memory for the accesses, not for the blocks.
+    pub fn first_needs(&self) -> impl Iterator<Item = (Duration, BlockRange)> {
+        let mut seen = Seen::default();
         let mut clock = GuestClock::default();
-        for access in &self.accesses {
+        self.accesses.iter().flat_map(move |access| {
             let at = clock.at(access);
-            for range in needs(self.geometry, access.op, access.offset, access.length) {
-                touches.extend(range.iter().filter(|&block| seen.insert(block)).map(|block| Touch { at, block }));
-            }
+            let needs = needs(self.geometry, access.op, access.offset, access.length);
+            let new: Vec<_> = needs.into_iter().flat_map(|range| seen.insert(range)).collect();
             if access.op != Op::Read && access.op != Op::Flush {
-                seen.extend(self.geometry.touched(access.offset, access.length).iter());
+                seen.insert(self.geometry.touched(access.offset, access.length));
             }
-        }
-        touches
+            new.into_iter().map(move |range| (at, range))
+        })
+    }
+
+    /// The same block by block.
+    pub fn first_touches(&self) -> Vec<Touch> {
+        self.first_needs().flat_map(|(at, range)| range.iter().map(move |block| Touch { at, block })).collect()
     }
 
     /// Time in which the guest waited for at least one of its accesses.

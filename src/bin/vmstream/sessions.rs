@@ -44,15 +44,13 @@ struct Row {
 impl Row {
     fn new(path: &Path, recording: &Recording) -> Self {
         let Recording { subject, session, lost_bytes } = recording;
-        let needed = session.first_touches();
-        let bytes = |touch: &session::Touch| subject.geometry.length(vmstream::block::BlockRange::one(touch.block));
         let stalls = || session.accesses.iter().filter(|access| !access.stalled.is_zero());
         Self {
             file: path.display().to_string(),
             started: subject.started.map(|at| at.to_string()),
             length_s: session.length().as_secs_f64(),
             accesses: session.accesses.len(),
-            needed_bytes: needed.iter().map(bytes).sum(),
+            needed_bytes: session.first_needs().map(|(_, range)| subject.geometry.length(range)).sum(),
             stalls: stalls().count(),
             stall_s: session.stood_still().as_secs_f64(),
             marks: session.marks.iter().map(|mark| mark.1.clone()).collect(),
