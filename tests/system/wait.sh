@@ -69,8 +69,9 @@ check "the blind disk unmounts cleanly" unmount blind
 serve slow "$work/published" --rate 200kbit
 mkdir "$work/stopped"
 start stopped "$vmstream" mount "${url_of[slow]}/disk.img" "$work/stopped" --cache "$work/stopped-cache" "${foreseen[@]}" \
-    --progress --wait risk=5%,max=10m
+    --progress --json-status "$work/stopped.json" --wait risk=5%,max=10m
 check "a wait goes on while the risk is high" wait_for 20 "the forecast" said stopped 'risk of a stall'
+check "the status file is renewed meanwhile" wait_for 5 "the status" at_least "$work/stopped.json" bytes_fetched 1
 check "and nothing is mounted" not_there stopped
 status=0
 stop stopped TERM || status=$?
