@@ -67,6 +67,11 @@ impl Habits {
     /// The guest has waited for bytes for so long on end.
     pub fn waited(&mut self, lasted: Duration, now: Moment) {
         self.acted(now);
+        self.stood(lasted);
+    }
+
+    /// Counts a wait, as one that has ended or as the present one in a copy.
+    pub fn stood(&mut self, lasted: Duration) {
         self.stood_s += lasted.as_secs_f64();
         self.stood_ever += lasted;
         self.waits += 1.0;

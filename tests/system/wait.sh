@@ -66,6 +66,10 @@ mount_disk blind "${url_of[origin]}/disk.img" "$work/blind-cache" --wait risk=5%
 check "without a model there is nothing to wait for" said blind 'nothing to go by'
 check "the blind disk unmounts cleanly" unmount blind
 
+mount_disk idle "${url_of[origin]}/disk.img" "$work/idle-cache" "${foreseen[@]}" --option prefetch=none --wait risk=5%
+check "nor where nothing is fetched ahead" said idle 'nothing is fetched ahead'
+check "the idle disk unmounts cleanly" unmount idle
+
 serve slow "$work/published" --rate 200kbit
 mkdir "$work/stopped"
 start stopped "$vmstream" mount "${url_of[slow]}/disk.img" "$work/stopped" --cache "$work/stopped-cache" "${foreseen[@]}" \

@@ -85,6 +85,10 @@ impl Wait {
                 );
                 return End::Over;
             }
+            if !image.fetches_ahead() {
+                log::warn!("--wait would be in vain, as nothing is fetched ahead: both prefetch and fill are off");
+                return End::Over;
+            }
             if !forecast.foreseen && settled {
                 log::warn!("--wait has nothing to go by, as no model foretells the guest: give --option model=FILE");
                 return End::Over;
