@@ -283,7 +283,8 @@ typedef struct vms_forecast {
      */
     uint64_t stall_risk_ppm;
     /**
-     * Time until the image is complete, in nanoseconds; UINT64_MAX when the link's rate is unknown.
+     * Time until the image is complete, in nanoseconds; UINT64_MAX when the link's rate is unknown or fetches fail on
+     * end.
      */
     uint64_t complete_in_ns;
     /**
@@ -296,7 +297,8 @@ typedef struct vms_forecast {
     uint64_t expected_stall_ns;
     /**
      * How long the guest would have to be held back from now on, in nanoseconds, until the risk of the time that then
-     * follows is at most VMS_CALM_RISK_PPM; 0 when it is so now, UINT64_MAX when it cannot be told how long.
+     * follows is at most VMS_CALM_RISK_PPM; 0 when it is so now, UINT64_MAX when it cannot be told how long, as while
+     * fetches fail on end.
      */
     uint64_t calm_in_ns;
     /**

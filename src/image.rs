@@ -12,6 +12,7 @@ use crate::error::{Error, Result, errno};
 use crate::gate::{Answer, Gate, Op};
 use crate::learner::Learner;
 use crate::notify::{Completion, CompletionQueue, Notifier};
+use crate::planner::Planner;
 use crate::predictor::Foresight;
 use crate::session::{self, Subject};
 use crate::source::{self, Source};
@@ -382,6 +383,11 @@ impl Image {
         let outlook = self.engine.look(|planner| planner.outlook(Moment::now()));
         let resident = gate.states.resident_count() * self.block_size();
         outlook.forecast(horizon, risk, self.size().saturating_sub(resident), gate)
+    }
+
+    /// True when anything is fetched that the guest has not asked for: unless both `prefetch` and `fill` are off.
+    pub fn fetches_ahead(&self) -> bool {
+        self.engine.look(Planner::fetches_ahead)
     }
 
     /// Names this moment of the session, for people who read its record. A name longer than 256 bytes is cut.

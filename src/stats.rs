@@ -64,12 +64,12 @@ pub struct Forecast {
     /// Time within the horizon that the guest is expected to wait for bytes, short waits included.
     pub expected_stall: Duration,
     /// How long the guest would have to be held back from now on, until the risk of the horizon that then follows is
-    /// low enough; zero when it is so now, `None` when it cannot be told how long.
+    /// low enough; zero when it is so now, `None` when it cannot be told how long, as while fetches fail on end.
     pub calm_in: Option<Duration>,
     /// True when this follows from sessions of the past, false when only from how often the guest stalled so far.
     pub foreseen: bool,
     /// Time until the image is complete if the link keeps its rate and the guest leaves it to the fill; `None` when the
-    /// rate is unknown.
+    /// rate is unknown or fetches fail on end.
     pub complete_in: Option<Duration>,
     /// Bytes not resident yet.
     pub missing_bytes: u64,

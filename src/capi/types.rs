@@ -133,14 +133,16 @@ pub struct vms_forecast {
     pub struct_size: u64,
     /// Probability of at least one stall in the time asked about, in millionths (0 to 1000000).
     pub stall_risk_ppm: u64,
-    /// Time until the image is complete, in nanoseconds; UINT64_MAX when the link's rate is unknown.
+    /// Time until the image is complete, in nanoseconds; UINT64_MAX when the link's rate is unknown or fetches fail on
+    /// end.
     pub complete_in_ns: u64,
     /// Bytes not resident yet.
     pub missing_bytes: u64,
     /// Time in the time asked about that the guest is expected to wait for bytes, in nanoseconds; short waits count too.
     pub expected_stall_ns: u64,
     /// How long the guest would have to be held back from now on, in nanoseconds, until the risk of the time that then
-    /// follows is at most VMS_CALM_RISK_PPM; 0 when it is so now, UINT64_MAX when it cannot be told how long.
+    /// follows is at most VMS_CALM_RISK_PPM; 0 when it is so now, UINT64_MAX when it cannot be told how long, as while
+    /// fetches fail on end.
     pub calm_in_ns: u64,
     /// 1 when all this follows from sessions of the past, 0 when only from how often the guest stalled so far.
     pub foreseen: u64,

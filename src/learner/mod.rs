@@ -105,7 +105,9 @@ impl Learner {
         if let Some(document) = &*lock(&self.common.fetching) {
             document.abort();
         }
-        if let Some(thread) = lock(&self.thread).take() {
+        // On a line of its own, so that the lock is free while the thread ends: `status` needs it.
+        let thread = lock(&self.thread).take();
+        if let Some(thread) = thread {
             // A panic there has cost the guest its prediction and nothing else.
             let _ = thread.join();
         }

@@ -12,12 +12,16 @@
 //! function. Its three numbers were learnt from replays of 33 sessions, each foretold by the others, on a fast and on
 //! a slow link. Learnt from two thirds of them it is right about the third on the fast link; on the slow one, where a
 //! moment without a stall is rare, it says too little of the low risks.
+//!
+//! *On a link that is dead*, as long as fetches fail on end, nothing of that is promised: what is needed is taken for late,
+//! the worse of the two views counts, and nobody can tell when the guest will be calm or the image complete.
 
 use std::time::Duration;
 
 use super::habits::Habits;
 use super::{Blocks, Planner};
 use crate::block::{BlockRange, Geometry};
+use crate::config::Prefetch;
 use crate::link::{Link, QUEUE_TARGET};
 use crate::predictor::{Conditions, Expectation, Prospects};
 use crate::stats::{Forecast, STALL};
@@ -57,6 +61,11 @@ pub struct Outlook {
     demand_s: f64,
     /// The image is completed whatever the guest does.
     filling: bool,
+    /// What is foreseen is fetched before the guest asks for it.
+    ahead: bool,
+    /// Nothing has arrived since a fetch failed.
+    failing: bool,
+    /// The present wait is counted in when it is a stall already.
     habits: Habits,
     /// How long the guest has been quiet, in seconds.
     quiet_s: f64,
@@ -70,16 +79,27 @@ impl Planner {
     pub fn outlook(&self, now: Moment) -> Outlook {
         let mut habits = self.habits;
         habits.look(now);
+        let waiting = self.stall_began.map_or(Duration::ZERO, |began| now.since(began));
+        if waiting > STALL {
+            habits.stood(waiting);
+        }
         Outlook {
             geometry: self.geometry,
             rate: self.link.rate(),
             demand_s: demand_s(&self.link),
             filling: self.fill_on,
+            ahead: self.prefetch == Prefetch::Readahead,
+            failing: self.backoff.failing(),
             habits,
             quiet_s: if self.demand.len() > 0 { 0.0 } else { habits.quiet_s(now) },
-            waiting: self.stall_began.map_or(Duration::ZERO, |began| now.since(began)),
+            waiting,
             expectation: self.foresight.as_ref().and_then(|foresight| foresight.expectation()),
         }
+    }
+
+    /// True when anything is fetched that the guest has not asked for.
+    pub fn fetches_ahead(&self) -> bool {
+        self.prefetching()
     }
 }
 
@@ -94,21 +114,28 @@ impl Outlook {
     pub fn forecast(&self, horizon: Duration, calm_risk: f64, missing_bytes: u64, blocks: &dyn Blocks) -> Forecast {
         let complete_in = match missing_bytes {
             0 => Some(Duration::ZERO),
+            _ if self.failing => None,
             bytes => Duration::try_from_secs_f64(bytes as f64 / self.rate).ok(),
         };
         let prospects = self.prospects(horizon, missing_bytes, blocks);
         let own_risk = 1.0 - (-self.habits.stalls_a_second() * horizon.as_secs_f64()).exp();
+        let own_stood_s = horizon.as_secs_f64() * self.habits.share_waited();
         let weighed = |prospects: &Prospects, head_start_s| self.weigh(prospects.risk(head_start_s), own_risk);
         let (stall_risk, stood_s) = match &prospects {
             _ if missing_bytes == 0 => (0.0, 0.0),
-            // It is happening.
-            Some(prospects) if self.waiting > STALL => (1.0, prospects.stood_s()),
+            // It is happening, and goes on for as long as nothing arrives.
+            _ if self.waiting > STALL && self.failing => (1.0, horizon.as_secs_f64()),
+            // Or for nobody knows how long: at least what is foreseen, or the share of its time that it has stood.
+            _ if self.waiting > STALL => (1.0, prospects.as_ref().map_or(0.0, Prospects::stood_s).max(own_stood_s)),
+            Some(prospects) if self.failing => (prospects.risk(0.0).max(own_risk), prospects.stood_s()),
             Some(prospects) => (weighed(prospects, 0.0), prospects.stood_s()),
-            None => (own_risk, horizon.as_secs_f64() * self.habits.share_waited()),
+            None => (own_risk, own_stood_s),
         };
         let head_start = prospects.as_ref().and_then(|prospects| head_start(&|s| weighed(prospects, s), calm_risk));
         let complete = complete_in.filter(|_| self.filling);
-        let calm_in = if stall_risk <= calm_risk {
+        let calm_in = if self.failing && missing_bytes > 0 {
+            None
+        } else if stall_risk <= calm_risk {
             Some(Duration::ZERO)
         } else {
             [head_start, complete].into_iter().flatten().min()
@@ -133,6 +160,7 @@ impl Outlook {
     fn prospects(&self, horizon: Duration, missing_bytes: u64, blocks: &dyn Blocks) -> Option<Prospects> {
         let expectation = self.expectation.as_ref()?;
         let (rate, demand_s) = if self.rate > 0.0 { (self.rate, self.demand_s) } else { (RATE, DEMAND_S) };
+        let demand_s = if self.failing { demand_s.max(horizon.as_secs_f64()) } else { demand_s };
         let unforeseen_s = demand_s + DEMAND_BYTES / rate;
         let guess = if unforeseen_s > STALL.as_secs_f64() { 1.0 } else { 0.0 };
         let conditions = Conditions {
@@ -143,10 +171,11 @@ impl Outlook {
             since_s: self.quiet_s,
             begun: self.habits.has_begun(),
             news: self.habits.news(),
-            long_share: self.habits.share_stalled(guess, GUESS_WAITS),
+            long_share: if self.failing { 1.0 } else { self.habits.share_stalled(guess, GUESS_WAITS) },
             absent_share: missing_bytes as f64 / self.geometry.size() as f64,
             stalls_a_second: self.habits.stalls_a_second(),
             filling: self.filling,
+            ahead: self.ahead && !self.failing,
         };
         Some(expectation.play(&conditions, &|range| absent_bytes(self.geometry, range, blocks)))
     }
@@ -235,6 +264,31 @@ mod tests {
         assert_eq!((forecast.calm_in, forecast.complete_in), (Some(SECOND * 3), Some(SECOND * 3)));
         let forecast = planner.outlook(now).forecast(SECOND, 0.05, 0, &All(true));
         assert_eq!((forecast.stall_risk, forecast.calm_in), (0.0, Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn a_guest_that_stands_still_stalls_whatever_else_is_known() {
+        let geometry = Geometry::new(1 << 30, 4096).unwrap();
+        let mut planner = Planner::new(geometry, &Config::default(), 1);
+        let request = Planner::request(geometry, Op::Read, 0, 4096, Moment(1));
+        planner.on(Event::Needed(RequestId(1), request), Moment(1), &All(false), &mut Vec::new());
+        let outlook = Outlook { rate: 1e6, ..planner.outlook(Moment(1) + SECOND * 20) };
+        let forecast = outlook.forecast(SECOND * 8, 0.05, 10_000_000, &All(false));
+        assert_eq!((forecast.stall_risk, forecast.calm_in), (1.0, Some(SECOND * 10)));
+        assert!((forecast.expected_stall.as_secs_f64() - 8.0).abs() < 0.01, "{forecast:?}");
+        assert_eq!(outlook.forecast(SECOND, 0.05, 0, &All(true)).stall_risk, 0.0);
+    }
+
+    #[test]
+    fn on_a_dead_link_nothing_is_promised() {
+        let geometry = Geometry::new(1 << 30, 4096).unwrap();
+        let mut planner = Planner::new(geometry, &Config::default(), 1);
+        planner.backoff.failed(geometry.all(), false, None, Moment(1));
+        let outlook = Outlook { rate: 1e6, ..planner.outlook(Moment(1)) };
+        let forecast = outlook.forecast(SECOND, 0.05, 1 << 20, &All(false));
+        assert_eq!((forecast.calm_in, forecast.complete_in), (None, None));
+        let complete = outlook.forecast(SECOND, 0.05, 0, &All(true));
+        assert_eq!((complete.calm_in, complete.complete_in), (Some(Duration::ZERO), Some(Duration::ZERO)));
     }
 
     #[test]

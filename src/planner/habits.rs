@@ -67,6 +67,11 @@ impl Habits {
     /// The guest has waited for bytes for so long on end.
     pub fn waited(&mut self, lasted: Duration, now: Moment) {
         self.acted(now);
+        self.stood(lasted);
+    }
+
+    /// Counts a wait, as one that has ended or as the present one in a copy.
+    pub fn stood(&mut self, lasted: Duration) {
         self.stood_s += lasted.as_secs_f64();
         self.stood_ever += lasted;
         self.waits += 1.0;
@@ -86,10 +91,11 @@ impl Habits {
         self.place = None;
     }
 
-    /// The guest has got to this place: number of a session, and seconds in it.
-    pub fn located(&mut self, place: Option<(usize, f32)>, now: Moment) {
+    /// The guest has got to this place: number of a session, and seconds in it. `waiting` is how long its present wait
+    /// has lasted.
+    pub fn located(&mut self, place: Option<(usize, f32)>, waiting: Duration, now: Moment) {
         let Some((session, at)) = place else { return };
-        let own_s = (Duration::from_nanos(now.0).saturating_sub(self.stood_ever)).as_secs_f64();
+        let own_s = (Duration::from_nanos(now.0).saturating_sub(self.stood_ever + waiting)).as_secs_f64();
         if self.acted.is_none() {
             return;
         }
@@ -179,12 +185,27 @@ mod tests {
         for second in 1..=40 {
             // Half of each second is a wait; in the other half goes what took the session a second and a half.
             habits.waited(Duration::from_millis(500), at(second));
-            habits.located(Some((7, 1.5 * second as f32)), at(second));
+            habits.located(Some((7, 1.5 * second as f32)), Duration::ZERO, at(second));
         }
         assert!((habits.tempo() - 3.0).abs() < 0.3, "{habits:?}");
         let before = habits.tempo();
-        habits.located(Some((7, 900.0)), at(41));
-        habits.located(Some((8, 1.0)), at(42));
+        habits.located(Some((7, 900.0)), Duration::ZERO, at(41));
+        habits.located(Some((8, 1.0)), Duration::ZERO, at(42));
         assert!((habits.tempo() - before).abs() < 1e-9, "a jump is no speed");
+    }
+
+    #[test]
+    fn a_wait_that_has_not_ended_does_not_slow_the_tempo() {
+        let mut habits = Habits::default();
+        habits.acted(at(1));
+        habits.located(Some((7, 1.0)), Duration::ZERO, at(1));
+        habits.acted(at(3));
+        // The guest goes as fast as the session did, and then stands for a minute, in the middle of which it is looked for.
+        for second in 3..=63 {
+            habits.located(Some((7, 3.0)), Duration::from_secs(second - 3), at(second));
+        }
+        habits.waited(Duration::from_secs(60), at(63));
+        habits.located(Some((7, 5.0)), Duration::ZERO, at(65));
+        assert!((habits.tempo() - 1.0).abs() < 1e-9, "{habits:?}");
     }
 }

@@ -104,7 +104,8 @@ impl Planner {
             self.foreseen_at = now;
             self.candidate = 0;
             foresight.plan(&self.link, &|range| blocks.first_absent(range).is_some());
-            self.habits.located(foresight.place(), now);
+            let waiting = self.stall_began.map_or(Duration::ZERO, |began| now.since(began));
+            self.habits.located(foresight.place(), waiting, now);
         }
     }
 

@@ -5,7 +5,8 @@
 //! planned before it; or, because a guest that goes this way is recognised as it goes, when the link has brought all that
 //! this session needs before it, with the share of the link that wrong guesses leave. What arrives later than it is needed
 //! makes the guest wait, at most for as long as a fetch on demand takes. How much later says also how long the
-//! guest would have to be held back for it to be in time, so risk and head start come from the same numbers.
+//! guest would have to be held back for it to be in time, so risk and head start come from the same numbers. Where nothing
+//! is fetched ahead everything comes late, and no head start helps.
 //!
 //! *What no session knows.* A sequence that only one session knows was news when that session was new. So, as Good and
 //! Turing taught to count the species nobody has seen by those seen once, such sequences stand for what this guest
@@ -74,6 +75,8 @@ pub struct Conditions {
     pub stalls_a_second: f64,
     /// What is planned only to fill the image is fetched as well.
     pub filling: bool,
+    /// What is planned is fetched ahead at all; otherwise all comes on demand.
+    pub ahead: bool,
 }
 
 /// A need of one sample.
@@ -202,15 +205,14 @@ impl Expectation {
             own_bytes += bytes;
             let own_s = own_bytes as f64 / (conditions.rate * FOLLOWED_SHARE);
             let arrives_s = arrivals.get(&visit.sequence).map_or(own_s, |planned_s| planned_s.min(own_s));
-            let late_s = arrives_s - at_s;
+            let late_s = if conditions.ahead { arrives_s - at_s } else { f64::INFINITY };
             needs.push(Need { late_s: late_s - STALL.as_secs_f64(), blur_s: BLUR_S + BLUR_SHARE * at_s });
             let on_demand_s = conditions.demand_s + bytes as f64 / conditions.rate;
-            stood_s += (late_s - stood_s).clamp(0.0, on_demand_s);
+            stood_s += (late_s - stood_s).clamp(0.0, on_demand_s.min(conditions.horizon_s - told_s));
         }
         // A session that is over says nothing of what this guest does then.
         let untold_s = (conditions.horizon_s - told_s).max(0.0);
         calm *= (-conditions.stalls_a_second * untold_s).exp();
-        let stood_s = stood_s.min(conditions.horizon_s);
         Prospect { weight: sample.weight, needs, surprise: 1.0 - calm, stood_s }
     }
 }
@@ -268,6 +270,7 @@ mod tests {
             absent_share: 1.0,
             stalls_a_second: 0.0,
             filling: false,
+            ahead: true,
         }
     }
 
@@ -289,6 +292,15 @@ mod tests {
         assert!(risks.is_sorted_by(|a, b| a >= b), "{risks:?}");
         // The start and the first task take the link four seconds, and the guest one and a half.
         assert!(risks[1] > 0.5 && risks[10] < 0.1, "{risks:?}");
+    }
+
+    #[test]
+    fn a_head_start_does_not_help_where_all_comes_on_demand() {
+        let mut predictor = predictor(&[&[1, 2], &[1, 2], &[1, 2], &[1, 2]]);
+        let demand_only = Conditions { ahead: false, ..conditions(1e9) };
+        let prospects = prospects(&mut predictor, &demand_only, &|_| false);
+        assert!(prospects.risk(0.0) > 0.99 && prospects.risk(3600.0) > 0.99, "{prospects:?}");
+        assert!(prospects.stood_s() > 0.2 && prospects.stood_s() <= demand_only.horizon_s, "{prospects:?}");
     }
 
     #[test]

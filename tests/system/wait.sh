@@ -66,11 +66,16 @@ mount_disk blind "${url_of[origin]}/disk.img" "$work/blind-cache" --wait risk=5%
 check "without a model there is nothing to wait for" said blind 'nothing to go by'
 check "the blind disk unmounts cleanly" unmount blind
 
+mount_disk idle "${url_of[origin]}/disk.img" "$work/idle-cache" "${foreseen[@]}" --option prefetch=none --wait risk=5%
+check "nor where nothing is fetched ahead" said idle 'nothing is fetched ahead'
+check "the idle disk unmounts cleanly" unmount idle
+
 serve slow "$work/published" --rate 200kbit
 mkdir "$work/stopped"
 start stopped "$vmstream" mount "${url_of[slow]}/disk.img" "$work/stopped" --cache "$work/stopped-cache" "${foreseen[@]}" \
-    --progress --wait risk=5%,max=10m
+    --progress --json-status "$work/stopped.json" --wait risk=5%,max=10m
 check "a wait goes on while the risk is high" wait_for 20 "the forecast" said stopped 'risk of a stall'
+check "the status file is renewed meanwhile" wait_for 5 "the status" at_least "$work/stopped.json" bytes_fetched 1
 check "and nothing is mounted" not_there stopped
 status=0
 stop stopped TERM || status=$?

@@ -98,8 +98,7 @@ impl Reporter {
         self.meter.show(line);
     }
 
-    /// Reports the present state. A status file that cannot be written any more (a full disk, a directory that went
-    /// away) is said once and tried again: a guest must not lose its disk over it.
+    /// Reports the present state.
     pub fn report(&mut self, image: &Image) {
         let stats = image.stats();
         let now = Instant::now();
@@ -117,8 +116,19 @@ impl Reporter {
             image_bytes: stats.size,
             stall: self.waiting_since.map(|since| now.duration_since(since)),
         });
+        self.write(image, &stats);
+    }
+
+    /// Renews the status file alone, where another line stands in the place of progress.
+    pub fn renew(&mut self, image: &Image) {
+        self.write(image, &image.stats());
+    }
+
+    /// A status file that cannot be written any more (a full disk, a directory that went away) is said once and tried
+    /// again: a guest must not lose its disk over it.
+    fn write(&mut self, image: &Image, stats: &Stats) {
         let Some(file) = &self.file else { return };
-        match text(image, &stats).and_then(|text| files::replace(file, &text)) {
+        match text(image, stats).and_then(|text| files::replace(file, &text)) {
             Ok(()) => self.refused = false,
             Err(error) if !self.refused => {
                 self.refused = true;

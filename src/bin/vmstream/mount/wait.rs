@@ -12,7 +12,7 @@ use vmstream::config::parse_duration;
 use vmstream::stats::Forecast;
 
 use super::News;
-use crate::report::Reporter;
+use crate::report::{REPORT_EVERY, Reporter};
 use crate::signals;
 
 /// Time between two forecasts: short beside what is waited for, long beside the milliseconds that one takes.
@@ -72,6 +72,7 @@ impl Wait {
     /// Waits, showing on standard error what for.
     pub(super) fn hold(&self, image: &Image, inbox: &Receiver<News>, reporter: &mut Reporter) -> End {
         let began = Instant::now();
+        let mut renewed = began;
         loop {
             // Before the forecast, which then knows the model that was found last.
             let settled = image.model().settled;
@@ -84,6 +85,10 @@ impl Wait {
                 );
                 return End::Over;
             }
+            if !image.fetches_ahead() {
+                log::warn!("--wait would be in vain, as nothing is fetched ahead: both prefetch and fill are off");
+                return End::Over;
+            }
             if !forecast.foreseen && settled {
                 log::warn!("--wait has nothing to go by, as no model foretells the guest: give --option model=FILE");
                 return End::Over;
@@ -93,6 +98,10 @@ impl Wait {
                 return End::Over;
             }
             reporter.announce(&self.line(&forecast));
+            if renewed.elapsed() >= REPORT_EVERY {
+                renewed = Instant::now();
+                reporter.renew(image);
+            }
             match inbox.recv_timeout(LOOK_EVERY.min(self.max.saturating_sub(began.elapsed()))) {
                 Ok(News::Signal(signals::Event::Stop(signal))) => return End::Stopped(signal),
                 Ok(News::Signal(signals::Event::Report)) => reporter.report(image),

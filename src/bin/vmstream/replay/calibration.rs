@@ -141,7 +141,11 @@ impl Calibration {
                 );
             }
             let mine: Vec<_> = self.points.iter().filter(|point| point.horizon_s == horizon_s).collect();
-            let mean = |f: fn(&Point) -> f64| mine.iter().map(|point| f(point)).sum::<f64>() / mine.len().max(1) as f64;
+            if mine.is_empty() {
+                text += "  no answers: every session was shorter\n";
+                continue;
+            }
+            let mean = |f: fn(&Point) -> f64| mine.iter().map(|point| f(point)).sum::<f64>() / mine.len() as f64;
             let score = mean(|p| (p.risk - f64::from(u8::from(p.stalled))).powi(2));
             let _ = writeln!(
                 text,
@@ -151,5 +155,17 @@ impl Calibration {
             );
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_horizon_without_answers_has_no_figures() {
+        let table = Calibration::default().table();
+        assert_eq!(table.matches("no answers").count(), HORIZONS_S.len(), "{table}");
+        assert!(!table.contains("0.000"), "{table}");
     }
 }
