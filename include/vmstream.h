@@ -401,7 +401,9 @@ uint64_t vms_size(const struct vms_image *image);
 uint64_t vms_block_size(const struct vms_image *image);
 
 /**
- * A descriptor that is readable while vms_reap has completions. For poll and epoll; do not read or close it.
+ * A descriptor that is readable while vms_reap has completions, and sometimes until the next vms_reap when it has none
+ * any more: what is taken while it is being announced is announced afterwards. For poll and epoll; do not read or
+ * close it.
  * Returns the descriptor, or -EINVAL when the image was opened with a callback.
  */
 int32_t vms_event_fd(const struct vms_image *image);

@@ -62,7 +62,8 @@ impl CompletionQueue {
         count
     }
 
-    /// The descriptor, readable while completions wait. Do not read it.
+    /// The descriptor, readable while completions wait. Do not read it. A completion that is taken between its entry in
+    /// the queue and its signal leaves it readable once more, until the next [`CompletionQueue::reap`].
     pub fn event_fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }

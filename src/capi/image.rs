@@ -233,7 +233,9 @@ pub unsafe extern "C" fn vms_block_size(image: *const vms_image) -> u64 {
     unsafe { handle(image) }.map_or(0, Image::block_size)
 }
 
-/// A descriptor that is readable while vms_reap has completions. For poll and epoll; do not read or close it.
+/// A descriptor that is readable while vms_reap has completions, and sometimes until the next vms_reap when it has none
+/// any more: what is taken while it is being announced is announced afterwards. For poll and epoll; do not read or
+/// close it.
 /// Returns the descriptor, or -EINVAL when the image was opened with a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vms_event_fd(image: *const vms_image) -> i32 {

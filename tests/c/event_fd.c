@@ -1,5 +1,5 @@
-/* The event descriptor is readable exactly while vms_reap has completions, for poll and for epoll, level- and
- * edge-triggered; and it is not there when a callback is told. */
+/* The event descriptor is readable while vms_reap has completions and soon quiet when it has none, for poll and for
+ * epoll, level- and edge-triggered; and it is not there when a callback is told. */
 #include "check.h"
 
 #include <poll.h>
@@ -12,6 +12,13 @@ static int readable(int fd)
 {
     struct pollfd one = { .fd = fd, .events = POLLIN };
     return poll(&one, 1, 0) == 1 && (one.revents & POLLIN);
+}
+
+/* Nothing is there. A late signal of what was taken already goes away with the vms_reap that finds nothing. */
+static int quiet(vms_image *image, int fd)
+{
+    vms_completion none;
+    return vms_reap(image, &none, 1) == 0 && !readable(fd);
 }
 
 /* Takes completions of one round as epoll reports them. */
@@ -71,12 +78,11 @@ int main(void)
         CHECK(poll(&one, 1, 20000) == 1);
         CHECK(vms_reap(image, completions, 1) == 1 && completions[0].tag == 5 && completions[0].result == 0);
     }
-    CHECK(!readable(fd));
-    CHECK(vms_reap(image, completions, 4) == 0);
+    CHECK_SOON(quiet(image, fd));
 
     round_with(image, EPOLLIN, 0);
     round_with(image, EPOLLIN | EPOLLET, 16 << 20);
-    CHECK(!readable(fd));
+    CHECK_SOON(quiet(image, fd));
 
     /* What is canceled can still be reaped before the image is closed. */
     CHECK(vms_block_needed(image, VMS_READ, 50 << 20, 1 << 20, 6) == VMS_PENDING);
