@@ -20,9 +20,9 @@ impl Follower {
     pub fn follow(&self, mut foresight: Box<dyn Foresight>) {
         // Nearly all of the past is told without the lock that guests wait for; what came meanwhile is little.
         let past = lock(&self.0.core).planner.touches().to_vec();
-        past.iter().for_each(|&range| foresight.touch(range));
-        // The last range is looked at again, as it may have grown.
-        let news = past.iter().rev().skip(1).filter(|&&range| !foresight.knows(range)).count();
+        let known: Vec<bool> = past.iter().map(|&range| foresight.touch(range)).collect();
+        // The last range is told again, as it may have grown.
+        let news = known.iter().rev().skip(1).filter(|known| !**known).count();
         self.0.change(|planner| {
             planner.set_foresight(Some(foresight), past.len());
             planner.met_news(news);

@@ -40,6 +40,21 @@ pub enum Op {
 }
 
 impl Op {
+    /// The ranges whose old contents it needs, if it touches these blocks and covers those as a whole: all of a read's, the
+    /// edges of a write's.
+    pub fn needs(self, touched: BlockRange, covered: BlockRange) -> [BlockRange; 2] {
+        let none = BlockRange { start: touched.start, end: touched.start };
+        match self {
+            Self::Flush => [none, none],
+            Self::Read => [touched, none],
+            Self::Write | Self::Discard if covered.is_empty() => [touched, none],
+            Self::Write | Self::Discard => [
+                BlockRange { start: touched.start, end: covered.start },
+                BlockRange { start: covered.end, end: touched.end },
+            ],
+        }
+    }
+
     pub(crate) fn from_bits(bits: u64) -> Self {
         match bits & 3 {
             1 => Op::Write,
@@ -270,10 +285,7 @@ impl Gate {
         if covered.is_empty() {
             return false;
         }
-        let head = BlockRange { start: range.start, end: covered.start };
-        let tail = BlockRange { start: covered.end, end: range.end };
-        let there = |edge: BlockRange| self.states.first_missing(edge).is_none();
-        if !there(head) || !there(tail) {
+        if op.needs(range, covered).iter().any(|&edge| self.states.first_missing(edge).is_some()) {
             return false;
         }
         if !self.states.claim(covered) {

@@ -46,15 +46,7 @@ pub struct Request {
 impl Request {
     /// The ranges whose old contents it needs.
     pub fn needs(&self) -> [BlockRange; 2] {
-        let none = BlockRange { start: self.touched.start, end: self.touched.start };
-        match self.op {
-            Op::Read => [self.touched, none],
-            _ if self.covered.is_empty() => [self.touched, none],
-            _ => [
-                BlockRange { start: self.touched.start, end: self.covered.start },
-                BlockRange { start: self.covered.end, end: self.touched.end },
-            ],
-        }
+        self.op.needs(self.touched, self.covered)
     }
 }
 

@@ -96,11 +96,6 @@ impl Planner {
             expectation: self.foresight.as_ref().and_then(|foresight| foresight.expectation()),
         }
     }
-
-    /// True when anything is fetched that the guest has not asked for.
-    pub fn fetches_ahead(&self) -> bool {
-        self.prefetching()
-    }
 }
 
 /// A round trip and the queue that our own prefetch has built before it.

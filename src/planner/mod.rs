@@ -222,8 +222,7 @@ impl Planner {
         for &range in needs.iter().filter(|range| !range.is_empty()) {
             self.touches.add(range);
             if let Some(foresight) = &mut self.foresight {
-                foresight.touch(range);
-                known |= foresight.knows(range);
+                known |= foresight.touch(range);
             }
         }
         if needs.iter().all(|range| range.is_empty()) {
@@ -366,8 +365,7 @@ impl Planner {
         if let Some(foresight) = &mut foresight {
             // The last of those may have grown since.
             for &range in self.touches.kept().iter().skip(told.saturating_sub(1)) {
-                foresight.touch(range);
-                if !foresight.knows(range) {
+                if !foresight.touch(range) {
                     self.habits.met_news(1);
                 }
             }

@@ -40,7 +40,7 @@ impl Planner {
         if self.backoff.failing() {
             // The link or the server is in trouble: one fetch at a time finds out when it is over.
             if now < self.backoff.pause_until() {
-                if self.prefetching() {
+                if self.fetches_ahead() {
                     self.wake_at(self.backoff.pause_until());
                 }
                 return;
@@ -54,7 +54,7 @@ impl Planner {
         let lanes = self.connections - reserve;
         let kept_free = if self.full_until.is_some() { 0 } else { reserve.min(1) };
         let calm = !self.bulk && self.link.wants_calm(now);
-        while self.prefetching() && self.flights.prefetches() < lanes && self.slots() > kept_free {
+        while self.fetches_ahead() && self.flights.prefetches() < lanes && self.slots() > kept_free {
             let on_the_way = self.flights.blocks() << self.geometry.block_shift();
             let window = if self.bulk { u64::MAX } else { self.link.window() };
             let chunk = if self.bulk { CHUNK_MAX } else { chunk(window, lanes) };
@@ -71,7 +71,8 @@ impl Planner {
         }
     }
 
-    pub(super) fn prefetching(&self) -> bool {
+    /// True when anything is fetched that the guest has not asked for.
+    pub fn fetches_ahead(&self) -> bool {
         self.prefetch == Prefetch::Readahead || self.fill_on
     }
 

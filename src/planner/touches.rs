@@ -85,10 +85,8 @@ mod tests {
     struct Listener(Arc<Mutex<Vec<BlockRange>>>);
 
     impl Foresight for Listener {
-        fn touch(&mut self, range: BlockRange) {
+        fn touch(&mut self, range: BlockRange) -> bool {
             self.0.lock().unwrap().push(range);
-        }
-        fn knows(&self, _: BlockRange) -> bool {
             false
         }
         fn plan(&mut self, _: &Link, _: &dyn Fn(BlockRange) -> bool) {}

@@ -64,10 +64,9 @@ pub struct Candidate {
 
 /// Foresight of what a guest will touch.
 pub trait Foresight: Debug + Send {
-    /// The guest needed what these blocks hold, perhaps not for the first time.
-    fn touch(&mut self, range: BlockRange);
-    /// True when earlier sessions touched some of these blocks, so that foresight is a better guess than readahead.
-    fn knows(&self, range: BlockRange) -> bool;
+    /// The guest needed what these blocks hold, perhaps not for the first time. True when earlier sessions touched some of
+    /// them, so that foresight is a better guess than readahead.
+    fn touch(&mut self, range: BlockRange) -> bool;
     /// Renews the candidates; `absent` tells whether any block of a range is missing.
     fn plan(&mut self, link: &Link, absent: &dyn Fn(BlockRange) -> bool);
     /// What to fetch, the most urgent first.
@@ -148,8 +147,9 @@ impl Predictor {
     /// usual.
     fn look_ahead(&mut self, flat_s: f64, wider: u32) {
         let Self { model, belief, complete, outlook, ahead, .. } = self;
-        let evened: f64 = belief.likely().map(|session| session.likeness.powf(EVEN)).sum();
-        for Likely { path, weight, likeness, cursors } in belief.likely() {
+        let likely: Vec<_> = belief.likely().collect();
+        let evened: f64 = likely.iter().map(|session| session.likeness.powf(EVEN)).sum();
+        for Likely { path, weight, likeness, cursors } in likely {
             let visits = &model.paths()[path].visits;
             let share = likeness.powf(EVEN) / evened;
             for index in visits.iter().map(|visit| visit.sequence.0 as usize).filter(|&index| !complete[index]) {
@@ -213,18 +213,17 @@ impl Predictor {
 }
 
 impl Foresight for Predictor {
-    fn touch(&mut self, range: BlockRange) {
+    fn touch(&mut self, range: BlockRange) -> bool {
+        let mut known = false;
         for (part, id) in self.model.owned(range) {
+            known = true;
             for block in part.iter() {
                 if self.touched.insert(block) {
                     self.belief.observe(&self.model, id);
                 }
             }
         }
-    }
-
-    fn knows(&self, range: BlockRange) -> bool {
-        self.model.owned(range).next().is_some()
+        known
     }
 
     fn plan(&mut self, link: &Link, absent: &dyn Fn(BlockRange) -> bool) {

@@ -74,7 +74,7 @@ fn a_model_of_nothing_foresees_nothing() {
     let mut predictor = Predictor::new(Arc::new(Trainer::new(geometry, Limits::default()).finish()));
     predictor.touch(BlockRange::new(0, 100));
     assert!(planned(&mut predictor, &HashSet::new()).is_empty());
-    assert!(!predictor.knows(BlockRange::new(0, 100)));
+    assert!(!predictor.touch(BlockRange::new(0, 100)));
 }
 
 /// A guest does something, or a plan is made.
@@ -118,7 +118,9 @@ fn check(model: Arc<Model>, events: &[Event]) -> Result<(), TestCaseError> {
                 predictor.touch(BlockRange::new(at, at + blocks));
                 resident.extend(BlockRange::new(at, at + blocks).iter());
             }
-            Event::Want(at, blocks) => predictor.touch(BlockRange::new(at, at + blocks)),
+            Event::Want(at, blocks) => {
+                predictor.touch(BlockRange::new(at, at + blocks));
+            }
             Event::Arrive(at, blocks) => resident.extend(BlockRange::new(at, at + blocks).iter()),
             Event::Vanish(at, blocks) => {
                 resident.retain(|block| !BlockRange::new(at, at + blocks).contains(*block));
@@ -130,7 +132,7 @@ fn check(model: Arc<Model>, events: &[Event]) -> Result<(), TestCaseError> {
                     prop_assert!(candidate.range.iter().all(|b| seen.insert(b)), "a block twice");
                     prop_assert!(candidate.range.iter().any(|b| !resident.contains(&b)), "all of it is here");
                     prop_assert!((0.0..=1.0).contains(&candidate.probability), "{candidate:?}");
-                    prop_assert!(predictor.knows(candidate.range));
+                    prop_assert!(predictor.model.owned(candidate.range).next().is_some());
                 }
                 prop_assert!(candidates.is_sorted_by_key(|c| c.fill));
                 // The last of them may come as a whole.

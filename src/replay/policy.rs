@@ -103,9 +103,7 @@ impl Script {
 }
 
 impl Foresight for Script {
-    fn touch(&mut self, _: BlockRange) {}
-
-    fn knows(&self, range: BlockRange) -> bool {
+    fn touch(&mut self, range: BlockRange) -> bool {
         range.iter().any(|block| self.blocks.contains(&block))
     }
 

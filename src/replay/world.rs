@@ -13,7 +13,6 @@ use crate::config::Config;
 use crate::gate::Op;
 use crate::planner::{Action, Blocks, Class, Event, Outcome, Planner, RequestId};
 use crate::predictor::Foresight;
-use crate::session::needs;
 use crate::stats::CALM_RISK;
 use crate::time::Moment;
 
@@ -180,7 +179,7 @@ impl World<'_> {
             return self.end_step();
         }
         let request = Planner::request(self.geometry, op, offset, length, self.now);
-        let needs = needs(self.geometry, op, offset, length);
+        let needs = request.needs();
         self.figures.used_bytes += needs.map(|range| self.states.need(range)).iter().sum::<u64>();
         let first_time = self.states.touch(request.touched);
         let missed = needs.iter().any(|&range| self.states.first_missing(range).is_some());

@@ -87,18 +87,7 @@ pub struct Touch {
 
 /// The blocks whose old contents an access needs: all of a read's, the edges of a write's.
 pub fn needs(geometry: Geometry, op: Op, offset: u64, length: u64) -> [BlockRange; 2] {
-    let touched = geometry.touched(offset, length);
-    let none = BlockRange { start: touched.start, end: touched.start };
-    let covered = geometry.covered(offset, length);
-    match op {
-        Op::Flush => [none, none],
-        Op::Read => [touched, none],
-        Op::Write | Op::Discard if covered.is_empty() => [touched, none],
-        Op::Write | Op::Discard => [
-            BlockRange { start: touched.start, end: covered.start },
-            BlockRange { start: covered.end, end: touched.end },
-        ],
-    }
+    op.needs(geometry.touched(offset, length), geometry.covered(offset, length))
 }
 
 impl Session {
