@@ -63,6 +63,7 @@ impl fmt::Display for Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.stats.answered(self.status);
         if let Some(access) = &self.access {
             let (status, range) = (self.status.as_u16(), self.range.as_deref().unwrap_or("-"));
             access.add(self.began, &format!("{status} {} {} {} {range}", self.bytes, self.method, self.path));
