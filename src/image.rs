@@ -20,6 +20,7 @@ use crate::stats::{CALM_RISK, Forecast, ModelInUse, Stats};
 use crate::store::{Cache, Place};
 use crate::sys::{FileMap, with_signals_blocked};
 use crate::time::Moment;
+use crate::uploader::Uploader;
 
 /// A disk image that is being streamed.
 ///
@@ -41,6 +42,8 @@ pub struct Image {
     /// Before the engine, which it uses.
     learner: Learner,
     engine: Engine,
+    /// Behind the engine, whose end writes the last of a session.
+    uploader: Uploader,
     map: OnceLock<FileMap>,
     opened: Moment,
 }
@@ -138,13 +141,14 @@ impl Image {
         let writer = sessions.map(|directory| session::Writer::new(directory, subject.clone()));
         let complete = gate.states.resident_count() == geometry.blocks();
         let engine = Engine::start(gate, store, journal, source, notifier, writer, &config)?;
+        let uploader = Uploader::start(&config, &subject, Box::new(|| None));
         let learner = match config.model {
             ModelChoice::Off => Learner::idle("model=off"),
             _ if config.bulk => Learner::idle("nobody waits for single blocks (bulk=on)"),
             _ if complete => Learner::idle("the image is complete"),
             _ => Learner::start(&config, subject, engine.follower()),
         };
-        Ok(Self { learner, engine, map: OnceLock::new(), opened: Moment::now() })
+        Ok(Self { learner, uploader, engine, map: OnceLock::new(), opened: Moment::now() })
     }
 
     /// From now on follows the guest with a foresight of the caller's own, which knows nothing of what was touched
@@ -441,7 +445,10 @@ impl Image {
     /// Closes the image where it lies: completion callbacks that run meanwhile may still use it.
     pub(crate) fn stop(&self) -> Result<()> {
         self.learner.stop();
-        self.engine.stop()
+        let stopped = self.engine.stop();
+        // Now the session is written to its end.
+        self.uploader.finish();
+        stopped
     }
 
     /// Closes a complete image and removes its journal: what is left is an ordinary raw file.
@@ -451,7 +458,9 @@ impl Image {
             return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.source_name())));
         }
         self.learner.stop();
-        self.engine.finish()
+        let finished = self.engine.finish();
+        self.uploader.finish();
+        finished
     }
 }
 

@@ -1,7 +1,11 @@
 //! `vmstream serve` from outside: the built binary, driven over real sockets.
 #![cfg(feature = "tool")]
 
+mod collect;
+mod crowd;
 mod harness;
 mod http;
 mod link;
 mod process;
+mod publication;
+mod upload;

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
-use hyper::{Request, StatusCode};
+use hyper::{HeaderMap, Request, StatusCode};
 use tokio::sync::Semaphore;
 use vmstream::error::{Error, Result};
 use vmstream::session::{Subject, WallTime, file};
@@ -41,6 +41,8 @@ pub const PATH: &str = "/sessions/";
 pub const SESSION_BYTES_MAX: u64 = 4 << 20;
 /// How long a session may take to come.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long the rest of a refused one may take.
+const REST_TIME_MAX: Duration = Duration::from_secs(5);
 /// Sessions that may come at the same time; others wait. Bounds the memory to 64 MiB.
 const BODIES_MAX: usize = 16;
 /// Sessions that are looked at at the same time.
@@ -110,17 +112,24 @@ impl Collector {
 
     /// Takes the session that is posted for the image `name`. What goes wrong is an answer too.
     pub async fn take(self: &Arc<Self>, peer: SocketAddr, name: &str, request: Request<Incoming>) -> Reply {
-        self.judge(peer, name, request).await.unwrap_or_else(|refusal| refusal)
+        let (head, mut body) = request.into_parts();
+        let reply = self.judge(peer, name, &head.headers, &mut body).await.unwrap_or_else(|refusal| refusal);
+        if reply.status != StatusCode::PAYLOAD_TOO_LARGE && !body.is_end_stream() {
+            // What is refused is taken all the same: a connection that is closed on what it has not read loses the answer.
+            let _ = tokio::time::timeout(REST_TIME_MAX, read(&mut body)).await;
+        }
+        reply
     }
 
     async fn judge(
         self: &Arc<Self>,
         peer: SocketAddr,
         name: &str,
-        request: Request<Incoming>,
+        headers: &HeaderMap,
+        body: &mut Incoming,
     ) -> std::result::Result<Reply, Reply> {
-        let header = |name| request.headers().get(name);
-        let address = self.address(peer, request.headers().get("x-forwarded-for").and_then(|text| text.to_str().ok()));
+        let header = |name| headers.get(name);
+        let address = self.address(peer, headers.get("x-forwarded-for").and_then(|text| text.to_str().ok()));
         self.rates.take(address, Instant::now()).map_err(|wait| Reply {
             retry_after: Some(wait),
             ..Reply::new(StatusCode::TOO_MANY_REQUESTS, "too many sessions of one client; later ones are welcome")
@@ -149,7 +158,7 @@ impl Collector {
         let image = off(move || this.image(&name)).await??;
         // The semaphores are never closed.
         let permit = self.bodies.acquire().await;
-        let body = tokio::time::timeout(BODY_TIME_MAX, read(request.into_body())).await;
+        let body = tokio::time::timeout(BODY_TIME_MAX, read(body)).await;
         let body = body.map_err(|_| Reply::new(StatusCode::REQUEST_TIMEOUT, "the session came too slowly"))??;
         let parsing = self.parsed.acquire().await;
         let client = self.key.name(address, own_token);
@@ -223,9 +232,9 @@ async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> st
 }
 
 /// Reads a body up to the limit.
-async fn read(mut body: Incoming) -> std::result::Result<Vec<u8>, Reply> {
+async fn read(body: &mut Incoming) -> std::result::Result<Vec<u8>, Reply> {
     let mut bytes = Vec::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
         let frame = frame.map_err(|_| Reply::new(StatusCode::BAD_REQUEST, "the session broke off"))?;
         let Some(data) = frame.data_ref() else { continue };
         if bytes.len() as u64 + data.len() as u64 > SESSION_BYTES_MAX {
