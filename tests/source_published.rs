@@ -1,5 +1,6 @@
 //! Published images: whatever a place does, only what was published is handed on, and checking costs no round trip.
 
+#[allow(dead_code, reason = "much of it is for servers without a publication")]
 #[path = "support/bad_server.rs"]
 mod bad_server;
 #[path = "support/site.rs"]

@@ -3,8 +3,6 @@
 //! One thread for each connection reads requests and hands each to the test's handler, which writes the answer
 //! byte for byte. Nothing is checked and nothing is repaired on the way out.
 
-#![allow(dead_code, reason = "each test uses the part that it needs")]
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
