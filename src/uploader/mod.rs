@@ -26,8 +26,8 @@ use std::time::Duration;
 use crate::config::{Config, HttpOptions, Upload};
 use crate::error::{Error, Result, errno};
 use crate::session::{Directory, Subject};
-use crate::source::FetchError;
 use crate::source::http::{Delivery, same_origin};
+use crate::source::{FetchError, Published};
 use crate::sys::with_signals_blocked;
 
 /// How long after the opening the first sessions go: a guest that boots needs the link for itself.
@@ -74,9 +74,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where the pointer says that sessions are taken, once it is known.
-pub(crate) type Found = Box<dyn FnMut() -> Option<String> + Send>;
-
 /// What the thread needs.
 struct Job {
     upload: Upload,
@@ -85,12 +82,12 @@ struct Job {
     source: Option<String>,
     directory: Directory,
     subject: Subject,
-    found: Found,
+    published: Option<Arc<Published>>,
 }
 
 impl Uploader {
-    /// Begins, with the thread, if sessions of this image are to be sent.
-    pub fn start(config: &Config, subject: &Subject, found: Found) -> Self {
+    /// Begins, with the thread, if sessions of this image are to be sent. `published` is asked where to.
+    pub fn start(config: &Config, subject: &Subject, published: Option<Arc<Published>>) -> Self {
         let idle = Self { common: Arc::default(), thread: Mutex::new(None) };
         let (Some(directory), false) = (Directory::of(config), config.upload == Upload::Off || config.bulk) else {
             return idle;
@@ -106,7 +103,7 @@ impl Uploader {
             source: config.sources.first().cloned(),
             directory,
             subject: subject.clone(),
-            found,
+            published,
         };
         let common = idle.common.clone();
         let builder = std::thread::Builder::new().name("vms-upload".to_owned()).stack_size(STACK_BYTES);
@@ -154,7 +151,7 @@ impl Common {
 }
 
 impl Job {
-    fn run(mut self, common: &Common) {
+    fn run(self, common: &Common) {
         let open = |phase: &mut Phase| *phase == Phase::Open;
         let waited = common.changed.wait_timeout_while(lock(&common.phase), BEGIN_AFTER, open);
         let closed = waited.map(|(phase, _)| *phase != Phase::Open).unwrap_or(true);
@@ -168,7 +165,7 @@ impl Job {
     }
 
     /// Sends what was not sent yet.
-    fn round(&mut self, common: &Common) {
+    fn round(&self, common: &Common) {
         let Some(place) = self.place() else { return };
         let sent = place.and_then(|(url, http, token)| {
             let delivery = Arc::new(Delivery::to(&url, &http, token.as_deref()).map_err(refusal)?);
@@ -187,13 +184,24 @@ impl Job {
     }
 
     /// Where to, with what may be told there; `None` while nobody wants sessions.
-    fn place(&mut self) -> Option<Result<(String, HttpOptions, Option<String>)>> {
+    fn place(&self) -> Option<Result<(String, HttpOptions, Option<String>)>> {
         let (url, given) = match &self.upload {
             Upload::Off => return None,
             Upload::To(url) => (url.clone(), true),
-            Upload::On => ((self.found)()?, false),
+            Upload::On => (self.wanted()?, false),
         };
         Some(self.terms(url, given))
+    }
+
+    /// Where the pointer says that sessions are taken. An image that is all here may not have asked for it yet.
+    fn wanted(&self) -> Option<String> {
+        let published = self.published.as_ref()?;
+        if published.sessions_url().is_none()
+            && let Err(error) = published.contact()
+        {
+            log::debug!("where sessions are taken is not known: {}", refusal(error));
+        }
+        published.sessions_url().map(str::to_owned)
     }
 
     fn terms(&self, url: String, given: bool) -> Result<(String, HttpOptions, Option<String>)> {
@@ -241,8 +249,10 @@ mod tests {
     use super::*;
     use crate::block::Geometry;
 
-    fn job(options: &[&str], found: &'static str) -> Job {
+    fn job(options: &[&str], says: &str) -> Job {
         let config = Config::parse(["source=https://h/disk.vmp", "user=me:secret"].iter().chain(options)).unwrap();
+        let published = Published::new(None);
+        published.learn_sessions(says.to_owned());
         Job {
             upload: config.upload,
             token: config.upload_token,
@@ -250,7 +260,7 @@ mod tests {
             source: config.sources.first().cloned(),
             directory: Directory::new(Path::new("/nonexistent"), 0),
             subject: Subject::nameless(Geometry::new(1 << 20, 4096).unwrap()),
-            found: Box::new(move || Some(found.to_owned())),
+            published: Some(Arc::new(published)),
         }
     }
 
@@ -259,8 +269,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, "a-long-upload-token\nmore\n").unwrap();
         let token = format!("upload_token={}", file.path().display());
-        let told = |upload: &str, found| {
-            let (_, http, token) = job(&[upload, &token], found).place().unwrap().ok()?;
+        let told = |upload: &str, says| {
+            let (_, http, token) = job(&[upload, &token], says).place().unwrap().ok()?;
             Some((http.user.is_some(), token.is_some()))
         };
         assert_eq!(told("upload=on", "https://h/sessions/disk"), Some((true, true)));
@@ -283,7 +293,7 @@ mod tests {
             ("upload=on", &named, true),
         ] {
             let config = Config::parse(["source=http://h/disk.vmp", &cache, option]).unwrap();
-            let uploader = Uploader::start(&config, subject, Box::new(|| None));
+            let uploader = Uploader::start(&config, subject, None);
             assert_eq!(lock(&uploader.thread).is_some(), runs, "{option}");
             uploader.finish();
         }
