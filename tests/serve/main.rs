@@ -6,6 +6,7 @@ mod crowd;
 mod harness;
 mod http;
 mod link;
+mod page;
 mod process;
 mod publication;
 mod upload;
