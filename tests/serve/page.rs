@@ -1,5 +1,6 @@
 //! The pages in a real browser: Chromium without a window, as tests/system/page.sh runs it.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -11,8 +12,11 @@ use vmstream::tree::{TreeBuilder, hash_block};
 
 use crate::harness::{Server, eventually};
 
-/// Blocks of the image: 2 GiB, of which one block in eight is not zero.
-const BLOCKS: u64 = 1 << 19;
+/// Blocks of the image: 512 MiB, of which one in eight is not zero, in eight runs.
+const BLOCKS: u64 = 1 << 17;
+/// Blocks from the start of one run to that of the next, and of a run.
+const EVERY: u64 = BLOCKS / 8;
+const RUN: u64 = EVERY / 8;
 /// Sessions that are learnt at a time.
 const LESSON: u64 = 4;
 const LESSONS: u64 = 6;
@@ -21,13 +25,15 @@ const LESSONS: u64 = 6;
 fn publish(site: &Path) -> String {
     let mut builder = TreeBuilder::new(geometry());
     let hash = hash_block(&[1; 4096]);
-    for _ in 0..8 {
-        builder.used(&vec![hash; (BLOCKS / 64) as usize]);
-        builder.zero(BLOCKS / 8 - BLOCKS / 64);
+    let image = std::fs::File::create(site.join("debian-12.raw")).unwrap();
+    image.set_len(BLOCKS * 4096).unwrap();
+    for run in 0..8 {
+        builder.used(&vec![hash; RUN as usize]);
+        builder.zero(EVERY - RUN);
+        image.write_all_at(&vec![1; RUN as usize * 4096], run * EVERY * 4096).unwrap();
     }
     let (tree, root) = builder.finish().unwrap();
     std::fs::write(site.join("debian-12.vmt"), &tree).unwrap();
-    std::fs::File::create(site.join("debian-12.raw")).unwrap().set_len(BLOCKS * 4096).unwrap();
     let pointer = format!(
         "vmstream 1\nsize {}\nblock 4096\nimage debian-12.raw\ntree debian-12.vmt {}\nroot {root}\nsessions sessions/debian-12\n",
         BLOCKS * 4096,
@@ -43,7 +49,10 @@ fn geometry() -> Geometry {
 
 /// A guest that boots, does two of five tasks in runs of eight blocks, and something of its own.
 fn session(root: &str, seed: u64) -> Vec<u8> {
-    let run = |task: u64, n: u64| (task * 1000 + n).wrapping_mul(0x9E37_79B9_7F4A_7C15) % (BLOCKS / 64) * 8;
+    let run = |task: u64, n: u64| {
+        let mixed = (task * 1000 + n).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
+        mixed % 8 * EVERY + mixed / 8 % (RUN / 8) * 8
+    };
     let task = |task: u64, runs: u64| (0..runs).map(move |n| run(task, n));
     let (first, second) = (1 + seed % 5, 1 + (seed / 2 + 3) % 5);
     let runs = task(0, 60).chain(task(first, 30)).chain(task(second, 30)).chain(task(100 + seed, 5));

@@ -47,6 +47,7 @@ mod tree;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,6 +62,7 @@ use tokio::task::JoinSet;
 use vmstream::error::{Error, Result};
 
 use crate::Outcome;
+use crate::publish::{learn::republish, site};
 use crate::signals::{self, Event};
 use access::AccessLog;
 use answer::Site;
@@ -134,7 +136,8 @@ fn collector(args: &ServeArgs, images: &Images, tally: &Arc<Tally>) -> Result<Op
     };
     let schedule = Arc::new(Schedule::new(how.retrain_after, how.retrain_every));
     let collector = Arc::new(Collector::new(images.clone(), rules, schedule.clone())?);
-    retrain::start(collector.clone(), schedule, tally.clone(), |_, _, _| Ok(()))?;
+    let publish = |dir: &Path, name: &str, model: &[u8]| republish(&site::Site::open(dir)?, name, model).map(drop);
+    retrain::start(collector.clone(), schedule, tally.clone(), publish)?;
     Ok(Some(collector))
 }
 

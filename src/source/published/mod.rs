@@ -82,6 +82,9 @@ pub trait Contact: Send + Sync {
 
     /// `length` bytes from `offset` of the packs file. Blocks.
     fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError>;
+
+    /// Fetches the hash pages that are missing to check `range`. Blocks.
+    fn load(&self, range: BlockRange) -> Result<(), FetchError>;
 }
 
 /// What is known of a published image, whichever place it came from. Everything is learnt once and then stays. All
@@ -230,6 +233,19 @@ impl Published {
         self.ask(|place| place.read_packs(offset, length))
     }
 
+    /// Sees to it that the tree has what is needed to check the blocks of `range`, whatever they are: for those who have
+    /// blocks from elsewhere. Pages of long ranges may push each other out, so ask for some thousand blocks at a time.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// The last place's, when all failed.
+    pub fn load(&self, range: BlockRange) -> Result<(), FetchError> {
+        match self.tree() {
+            Some(tree) if tree.missing(range).is_empty() => Ok(()),
+            _ => self.ask(|place| place.load(range)),
+        }
+    }
+
     /// Asks one place after the other until one answers.
     fn ask<T>(&self, question: impl Fn(&dyn Contact) -> Result<T, FetchError>) -> Result<T, FetchError> {
         let places = self.places.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -323,6 +339,10 @@ mod tests {
 
         fn read_packs(&self, _: u64, length: u64) -> Result<Vec<u8>, FetchError> {
             self.0.map(|byte| vec![byte; length as usize]).map_err(|()| FetchError::transient("away"))
+        }
+
+        fn load(&self, _: BlockRange) -> Result<(), FetchError> {
+            self.contact()
         }
     }
 

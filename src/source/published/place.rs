@@ -12,6 +12,7 @@ use super::collect::Collector;
 use super::pages::Pages;
 use super::pointer::{NamedFile, POINTER_BYTES_MAX, Pointer};
 use super::{Contact, FIRST_BYTES, PACKS_FIRST_BYTES, PacksFile, Published, lie_of};
+use crate::block::BlockRange;
 use crate::config::{CONNECTIONS_MAX, HttpOptions};
 use crate::error::{Error, errno};
 use crate::source::fault::{FaultSource, FaultSpec};
@@ -312,6 +313,12 @@ impl Contact for Place {
             Some(packs) => read(&**packs, LANE_PACKS, offset, length),
             None => Err(Error::new(errno::ENOTSUP, format!("{}: has not these packs", self.name)).into()),
         }
+    }
+
+    fn load(&self, range: BlockRange) -> Result<(), FetchError> {
+        let pages = &self.files()?.pages;
+        let failures = pages.want(range);
+        pages.settle(range, failures, LANE_PACKS).map_err(|failure| self.judged(failure))
     }
 }
 

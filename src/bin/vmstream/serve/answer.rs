@@ -276,7 +276,7 @@ fn plain(status: StatusCode, text: &str, exchange: Exchange) -> Response<Content
 }
 
 fn respond(status: StatusCode, content: impl FnOnce(Exchange) -> Content, mut exchange: Exchange) -> Response<Content> {
-    exchange.status = status;
+    exchange.answer(status);
     let mut response = Response::new(content(exchange));
     *response.status_mut() = status;
     response

@@ -1,7 +1,7 @@
 //! The learning curve: how long guests wait, by the number of sessions that were learnt before them.
 //!
 //! Each lesson first tries its new sessions with the model that their guests might have had, which has not seen them: in
-//! virtual time, over a link of 25 Mbit/s and 50 ms. So a point is honest, and costs a replay of a few sessions. The same
+//! virtual time, over a link of 25 Mbit/s and 50 ms and without packs. So a point is honest, and costs a replay of a few sessions. The same
 //! sessions without any model are the measure beside it. The points are a small file, `curve.json`.
 
 use std::path::Path;
@@ -114,7 +114,7 @@ fn waits(session: &Session, model: Option<&Arc<Model>>) -> Figures {
     let mut config = Config { fill: false, block_bytes: geometry.block_bytes(), ..Config::default() };
     let foresight = Policy::Planner.foresight(&mut config, model, session);
     let link = LinkModel { rate: RATE, round_trip: ROUND_TRIP };
-    replay::run(Setup { steps: &steps, geometry, link, config, foresight })
+    replay::run(Setup { steps: &steps, geometry, link, config, foresight, packs: None })
 }
 
 #[cfg(test)]

@@ -318,7 +318,7 @@ mod tests {
         let mut config = Config { fill: false, ..Config::default() };
         let foresight = Policy::Planner.foresight(&mut config, Some(&model), &session);
         let link = LinkModel { rate: 25e6 / 8.0, round_trip: Duration::from_millis(50) };
-        replay::run(Setup { steps: &steps, geometry: session.geometry, link, config, foresight })
+        replay::run(Setup { steps: &steps, geometry: session.geometry, link, config, foresight, packs: None })
     }
 
     fn popular(model: &Model) -> BTreeSet<Block> {

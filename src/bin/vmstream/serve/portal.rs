@@ -231,7 +231,7 @@ impl Portal {
         let since: std::time::Duration = self.began.elapsed().unwrap_or_default();
         let sessions = if self.collects { "sessions are taken" } else { "sessions are not taken" };
         format!(
-            "<footer>vmstream {}; {} recent clients, {} connections open; {} served in {}; {sessions}; \
+            "<footer>vmstream {}; clients lately: {}, connections: {}; {} served in {}; {sessions}; \
              <a href=\"/metrics\">metrics</a>, <a href=\"/?files\">files</a></footer>\n</html>\n",
             env!("CARGO_PKG_VERSION"),
             self.stats.recent.count(Instant::now()),
