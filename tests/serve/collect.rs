@@ -155,6 +155,11 @@ fn sessions_are_learnt_and_shown_even_if_the_server_was_killed_before() {
     let server = Server::start(site.path(), &["--collect", "--retrain-every", "0"]);
     eventually("a lesson", || (metric(&server, "vmstream_trainings_total{outcome=\"learnt\"}") == 1.0).then_some(()));
     assert_eq!(vmstream::model::Model::load(&model).unwrap().learnt().sessions, 3);
+    // What was learnt is out: the pointer names packs that lie there, of the same image.
+    let pointer = server.client().get("/disk.vmp", "").text();
+    let packs = pointer.lines().find_map(|line| line.strip_prefix("packs ")?.split_once(' ')).unwrap();
+    assert_eq!(site.path().join(packs.0).metadata().unwrap().len().to_string(), packs.1);
+    assert!(pointer.contains(&format!("root {root}\n")), "{pointer}");
     let mut client = server.client();
     let page = client.get("/", "").text();
     assert!(page.contains(&format!("/disk.vmp#{root}")) && page.contains("<td>3<td>3<td>"), "{page}");

@@ -62,7 +62,9 @@ use tokio::task::JoinSet;
 use vmstream::error::{Error, Result};
 
 use crate::Outcome;
-use crate::publish::{learn::republish, site};
+use crate::publish::learn::republish_at;
+use crate::publish::site;
+use crate::publish::stop::Stop;
 use crate::signals::{self, Event};
 use access::AccessLog;
 use answer::Site;
@@ -136,7 +138,11 @@ fn collector(args: &ServeArgs, images: &Images, tally: &Arc<Tally>) -> Result<Op
     };
     let schedule = Arc::new(Schedule::new(how.retrain_after, how.retrain_every));
     let collector = Arc::new(Collector::new(images.clone(), rules, schedule.clone())?);
-    let publish = |dir: &Path, name: &str, model: &[u8]| republish(&site::Site::open(dir)?, name, model).map(drop);
+    let publish = |dir: &Path, name: &str, model: &[u8], still: &dyn Fn() -> Result<()>| {
+        let desk = site::Site::open(dir)?.desk(name)?;
+        still()?;
+        republish_at(&desk, model, &Stop::default()).map(drop)
+    };
     retrain::start(collector.clone(), schedule, tally.clone(), publish)?;
     Ok(Some(collector))
 }

@@ -33,8 +33,10 @@ const GROUP: usize = 32;
 const MODEL_BYTES_MAX: u64 = 32 << 20;
 const LEDGER_BYTES_MAX: u64 = 1 << 20;
 
-/// Puts a model and what is made of it in place: site, name of the image, the model.
-pub type Publish<'a> = &'a dyn Fn(&Path, &str, &[u8]) -> Result<()>;
+/// Puts a model, and what is made of it, in place: of this site and image, that model as `model.vmm` and at the readers. With
+/// whatever keeps publishers apart it asks the last argument first, and does nothing when that fails: then somebody has
+/// published since the lesson began, which must not be undone.
+pub type Publish<'a> = &'a dyn Fn(&Path, &str, &[u8], &dyn Fn() -> Result<()>) -> Result<()>;
 
 /// What the ledger says.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -119,10 +121,14 @@ pub fn learn(images: &Images, image: &Published, entries: &[Entry], publish: Pub
     ledger.sessions = chosen.sessions.iter().map(|session| session.name.clone()).collect();
     let text = serde_json::to_vec_pretty(&ledger).map_err(|e| Error::io("cannot write what was learnt", e.into()))?;
     files::replace(&desk.ledger(), text)?;
-    publish(images.site(), &image.name, &bytes)?;
-    if read(&desk.model(), MODEL_BYTES_MAX)?.as_deref() != Some(&bytes) {
-        files::replace(&desk.model(), &bytes)?;
-    }
+    let still = || {
+        let same = images.find(&image.name).is_some_and(|now| now.root == image.root);
+        if same && read(&desk.model(), MODEL_BYTES_MAX)? == present {
+            return Ok(());
+        }
+        Err(Error::new(errno::EAGAIN, "a version or a model was published meanwhile; it is learnt on top of that soon"))
+    };
+    publish(images.site(), &image.name, &bytes, &still)?;
     if let Some(point) = point {
         Curve::load(&desk.0).add(point, &desk.0)?;
     }
@@ -271,12 +277,18 @@ mod tests {
         }
 
         fn learn(&self) -> Result<Learnt> {
-            learn(&self.images, &self.image(), self.history.entries(), &|_, _, _| Ok(()))
+            learn(&self.images, &self.image(), self.history.entries(), &put)
         }
 
         fn model(&self) -> Arc<Model> {
             Arc::new(Model::load(&self.images.private("disk").join("model.vmm")).unwrap())
         }
+    }
+
+    /// Publishes in the simplest way.
+    fn put(site: &Path, name: &str, model: &[u8], still: &dyn Fn() -> Result<()>) -> Result<()> {
+        still()?;
+        files::replace(&Images::new(site).private(name).join("model.vmm"), model)
     }
 
     /// Numbers that look like chance and are the same always (splitmix64).
@@ -357,16 +369,16 @@ mod tests {
         let desk = site.images.private("disk");
         let old = fs::read(desk.join("model.vmm")).unwrap();
         site.sends(2, honest(2));
-        let broken = learn(&site.images, &site.image(), site.history.entries(), &|_, _, _| {
+        let broken = learn(&site.images, &site.image(), site.history.entries(), &|_, _, _, _| {
             Err(Error::new(errno::ENOSPC, "no room"))
         });
         assert!(broken.is_err());
         assert_eq!(fs::read(desk.join("model.vmm")).unwrap(), old);
         let published = RefCell::new(Vec::new());
-        let publish = |at: &Path, name: &str, model: &[u8]| {
+        let publish = |at: &Path, name: &str, model: &[u8], still: &dyn Fn() -> Result<()>| {
             assert_eq!((at, name), (site.dir.path(), "disk"));
             published.borrow_mut().extend_from_slice(model);
-            Ok(())
+            put(at, name, model, still)
         };
         assert_eq!(learn(&site.images, &site.image(), site.history.entries(), &publish).unwrap(), Learnt::Published(2));
         assert_eq!(*published.borrow(), fs::read(desk.join("model.vmm")).unwrap());
@@ -388,8 +400,26 @@ mod tests {
         let has = |block| site.model().owner(Block(block)).is_some();
         assert!(has(7) && has(100) && has(200));
         let kept = &site.history.entries()[..1];
-        learn(&site.images, &site.image(), kept, &|_, _, _| Ok(())).unwrap();
+        learn(&site.images, &site.image(), kept, &put).unwrap();
         assert!(has(7) && has(100) && !has(200));
+    }
+
+    #[test]
+    fn what_was_published_meanwhile_is_not_undone() {
+        let mut site = site();
+        site.sends(1, honest(1));
+        let theirs = |at: &Path, name: &str, model: &[u8], still: &dyn Fn() -> Result<()>| {
+            // The publisher is a moment faster.
+            let mut trainer = Trainer::new(site.image().geometry, Limits::default());
+            trainer.add(&session([7, 8, 9]))?;
+            files::replace(&site.images.private("disk").join("model.vmm"), trainer.finish_file().1)?;
+            put(at, name, model, still)
+        };
+        let late = learn(&site.images, &site.image(), site.history.entries(), &theirs);
+        assert_eq!(late.unwrap_err().errno(), errno::EAGAIN);
+        assert_eq!(site.model().learnt().sessions, 1);
+        assert_eq!(site.learn().unwrap(), Learnt::Published(1));
+        assert!(site.model().owner(Block(7)).is_some() && site.model().learnt().sessions == 2);
     }
 
     #[test]

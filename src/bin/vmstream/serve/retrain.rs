@@ -4,9 +4,10 @@
 //! published stays as it is. The thread is not waited for at the end: a lesson that is cut off leaves the old state, and
 //! the next start finds that it is behind.
 
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vmstream::error::{Error, Result};
 
@@ -17,13 +18,15 @@ use super::schedule::Schedule;
 
 /// How nice the thread is to all others: the lowest priority there is.
 const NICE: i32 = 19;
+/// Pause after a lesson that failed: a full disk, or a publisher at work, is not gone at once.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// Starts the thread. `publish` puts a model in place.
 pub fn start(
     collector: Arc<Collector>,
     schedule: Arc<Schedule>,
     tally: Arc<Tally>,
-    publish: impl Fn(&std::path::Path, &str, &[u8]) -> Result<()> + Send + 'static,
+    publish: impl Fn(&Path, &str, &[u8], &dyn Fn() -> Result<()>) -> Result<()> + Send + 'static,
 ) -> Result<()> {
     let run = move || {
         // Linux has a priority for each thread, and 0 means the one that asks. Without it a lesson only costs more.
@@ -35,6 +38,7 @@ pub fn start(
             let image = schedule.next();
             give(&collector, &image, &tally, &publish).unwrap_or_else(|error| {
                 log::error!("{image}: nothing was learnt: {error}");
+                thread::sleep(PAUSE);
                 schedule.heard(&image);
             });
         }
