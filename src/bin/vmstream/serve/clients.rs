@@ -53,9 +53,12 @@ impl Key {
                 std::fs::File::open("/dev/urandom")
                     .and_then(|mut random| random.read_exact(&mut key))
                     .map_err(failed)?;
+                // Under another name first, so that a crash leaves no half of a key.
+                let beside = path.with_extension("new");
                 let mut options = OpenOptions::new();
-                options.write(true).create_new(true).mode(0o600);
-                options.open(path).and_then(|mut file| file.write_all(&key)).map_err(failed)?;
+                options.write(true).create(true).truncate(true).mode(0o600);
+                let written = options.open(&beside).and_then(|mut file| file.write_all(&key));
+                written.and_then(|()| std::fs::rename(&beside, path)).map_err(failed)?;
             }
             Err(e) => return Err(failed(e)),
         }

@@ -16,8 +16,10 @@
 //! | 500, 507 | the disk fails; is full |
 
 use std::collections::HashMap;
+use std::fs::DirBuilder;
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -95,7 +97,7 @@ impl Collector {
     /// A collector for the images of a site. Makes its private directory, with the key that hides clients.
     pub fn new(images: Images, rules: Rules, schedule: Arc<Schedule>) -> Result<Self> {
         let private = images.site().join(".vmstream");
-        std::fs::create_dir_all(&private).map_err(|e| {
+        DirBuilder::new().recursive(true).mode(0o700).create(&private).map_err(|e| {
             Error::io(format_args!("cannot collect sessions: cannot make the directory {}", private.display()), e)
         })?;
         Ok(Self {
