@@ -440,6 +440,8 @@ impl Image {
 
     /// Closes the image where it lies: completion callbacks that run meanwhile may still use it.
     pub(crate) fn stop(&self) -> Result<()> {
+        // First, so that nothing that the learner fetches from the image's source holds up the end.
+        self.engine.cancel();
         self.learner.stop();
         self.engine.stop()
     }
@@ -450,6 +452,7 @@ impl Image {
             let missing = self.size() - self.stats().resident_bytes;
             return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.source_name())));
         }
+        self.engine.cancel();
         self.learner.stop();
         self.engine.finish()
     }
