@@ -15,7 +15,7 @@ use site::Site;
 use vmstream::block::BlockRange;
 use vmstream::config::Config;
 use vmstream::error::errno;
-use vmstream::source::published::{FIRST_BYTES, Frames};
+use vmstream::source::published::{FIRST_BYTES, Frames, PACKS_FIRST_BYTES};
 use vmstream::source::{self, FetchError, FrameSink, Sink, Source, Stop};
 use vmstream::tree::{Lie, Tree};
 use vmstream::{Error, Image, Op};
@@ -180,7 +180,7 @@ fn tree_and_packs_begin_to_come_at_the_same_time() {
     let source = open(&site.link(&server));
     let published = source.published().unwrap();
     let packs = published.packs().unwrap();
-    assert_eq!((packs.bytes, packs.head.len() as u64), (100_000, FIRST_BYTES));
+    assert_eq!((packs.bytes, packs.head.len() as u64), (100_000, PACKS_FIRST_BYTES));
     assert_eq!(published.read_packs(50_000, 8).ok(), Some(vec![7; 8]));
 }
 

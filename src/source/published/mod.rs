@@ -29,9 +29,13 @@ use crate::tree::{Lie, Root, Tree};
 use kept::Kept;
 use place::Place;
 
-/// How much of the tree file and of the packs file the first requests bring, in bytes: heads, hole maps and the top of
-/// the tree of all but scattered images of hundreds of gigabytes; the start of the packs.
+/// How much of the tree file the first request brings, in bytes: head, hole map and the top of the tree of all but
+/// scattered images of hundreds of gigabytes.
 pub const FIRST_BYTES: u64 = 32 << 10;
+
+/// How much of the packs file the first request brings, in bytes: header and start of all packs, and something of the
+/// index. Together with the tree's beginning it leaves room for the first blocks within 64 KiB.
+pub const PACKS_FIRST_BYTES: u64 = 16 << 10;
 
 /// Takes what comes out of frames.
 pub trait FrameSink {
@@ -67,7 +71,7 @@ pub struct PacksFile {
     pub name: String,
     /// Length of the file, in bytes.
     pub bytes: u64,
-    /// What it begins with: [`FIRST_BYTES`] or the whole file. Not checked yet.
+    /// What it begins with: [`PACKS_FIRST_BYTES`] or the whole file. Not checked yet.
     pub head: Arc<[u8]>,
 }
 

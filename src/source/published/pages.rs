@@ -281,3 +281,127 @@ fn jobs(tree: &Tree, mut pages: Vec<PageId>) -> Vec<Job> {
     }
     jobs.into_iter().map(|(_, _, job)| job).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::Geometry;
+    use crate::source::fault::{FaultControl, FaultSource, Injected};
+    use crate::source::{Identity, Sink, Stop};
+    use crate::tree::{HEAD_BYTES, Head, TreeBuilder, hash_block};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    /// A file in memory.
+    struct File(Vec<u8>, Identity, AtomicU64);
+
+    impl Source for File {
+        fn name(&self) -> String {
+            "tree".to_owned()
+        }
+
+        fn identity(&self) -> &Identity {
+            &self.1
+        }
+
+        fn fetch(&self, _: usize, offset: u64, length: u64, sink: &mut dyn Sink) -> Result<(), FetchError> {
+            self.2.fetch_add(1, Ordering::Relaxed);
+            let bytes = &self.0[offset as usize..(offset + length) as usize];
+            sink.data(offset, bytes).map_err(|Stop| FetchError::Stopped)
+        }
+    }
+
+    const BLOCKS: u64 = 128 * 128 + 5;
+
+    /// A tree of three levels of which no page is here, its pages, and the handle that holds requests up.
+    fn pages(spoil: Option<usize>) -> (Arc<Tree>, Pages, FaultControl) {
+        let mut builder = TreeBuilder::new(Geometry::new(BLOCKS * 512, 512).unwrap());
+        let hashes: Vec<_> = (0..BLOCKS).map(|block| hash_block(&block.to_le_bytes())).collect();
+        builder.used(&hashes);
+        let (mut file, root) = builder.finish().unwrap();
+        let map_end = HEAD_BYTES + Head::decode(&file).unwrap().map_bytes() as usize;
+        let tree = Arc::new(Tree::open(&file[..HEAD_BYTES], &file[HEAD_BYTES..map_end], root).unwrap());
+        if let Some(from_end) = spoil {
+            let at = file.len() - from_end;
+            file[at] ^= 1;
+        }
+        let identity = Identity { size: file.len() as u64, validator: None, mtime_s: None };
+        let control = FaultControl::default();
+        let file = FaultSource::controlled(Box::new(File(file, identity, AtomicU64::new(0))), control.clone());
+        (tree.clone(), Pages::new(Arc::new(file), tree), control)
+    }
+
+    const LATE: BlockRange = BlockRange::new(128 * 128, BLOCKS);
+
+    #[test]
+    fn pages_of_all_levels_arrive_in_any_order() {
+        let (tree, pages, control) = pages(None);
+        control.hold();
+        let failures = pages.want(LATE);
+        // Top and level 1 lie together; the last page of block hashes lies far away.
+        assert!(control.wait_held(2, Duration::from_secs(60)));
+        assert_eq!(tree.missing(LATE).len(), 3);
+        control.release();
+        pages.settle(LATE, failures, 0).unwrap();
+        assert!(tree.missing(LATE).is_empty());
+        assert_eq!(control.requests(), 2);
+        pages.want(LATE);
+        assert_eq!(control.requests(), 2, "what is here is not asked for");
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_not_asked_for_again_and_what_nobody_began_is_taken_over() {
+        let (tree, pages, control) = pages(None);
+        control.hold();
+        let failures = pages.want(LATE);
+        assert!(control.wait_held(2, Duration::from_secs(60)));
+        pages.want(LATE);
+        // Both threads are held up, so this one is the worker's own.
+        let near = BlockRange::new(300, 301);
+        pages.want(near);
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| pages.settle(near, failures, 0));
+            assert!(control.wait_held(3, Duration::from_secs(60)));
+            control.release();
+            worker.join().unwrap().unwrap();
+        });
+        pages.settle(LATE, failures, 0).unwrap();
+        assert_eq!(control.requests(), 3);
+        assert!(tree.missing(near).is_empty());
+    }
+
+    #[test]
+    fn a_failure_is_told_to_all_who_wait_and_may_pass() {
+        let (_, pages, control) = pages(None);
+        control.fail_next(Injected::Error);
+        control.fail_next(Injected::Error);
+        let failures = pages.want(LATE);
+        assert!(matches!(pages.settle(LATE, failures, 0), Err(FetchError::Transient { .. })));
+        let failures = pages.want(LATE);
+        pages.settle(LATE, failures, 0).unwrap();
+    }
+
+    #[test]
+    fn a_page_that_is_not_the_one_that_was_published_is_named() {
+        let (_, pages, _) = pages(Some(3));
+        let failures = pages.want(LATE);
+        match pages.settle(LATE, failures, 0) {
+            Err(FetchError::Fatal(error)) => assert!(error.to_string().contains("tree, bytes"), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn closing_ends_all_waiting() {
+        let (_, pages, control) = pages(None);
+        control.hold();
+        let failures = pages.want(LATE);
+        assert!(control.wait_held(2, Duration::from_secs(60)));
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| pages.settle(LATE, failures, 0));
+            pages.close();
+            assert!(matches!(worker.join().unwrap(), Err(FetchError::Stopped)));
+            control.release();
+        });
+    }
+}

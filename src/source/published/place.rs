@@ -11,7 +11,7 @@ use super::address::Address;
 use super::collect::Collector;
 use super::pages::Pages;
 use super::pointer::{NamedFile, POINTER_BYTES_MAX, Pointer};
-use super::{Contact, FIRST_BYTES, PacksFile, Published, lie_of};
+use super::{Contact, FIRST_BYTES, PACKS_FIRST_BYTES, PacksFile, Published, lie_of};
 use crate::block::BlockRange;
 use crate::config::{CONNECTIONS_MAX, HttpOptions};
 use crate::error::{Error, errno};
@@ -121,7 +121,7 @@ impl Place {
             // What is known already is not asked for.
             let wanted = packs.as_ref().filter(|_| self.common.packs().is_none());
             let head = wanted.and_then(|(_, source)| {
-                let read = move || read(&**source, LANE_PACKS, 0, source.identity().size.min(FIRST_BYTES));
+                let read = move || read(&**source, LANE_PACKS, 0, source.identity().size.min(PACKS_FIRST_BYTES));
                 let builder = std::thread::Builder::new().name("vms-packs".to_owned());
                 with_signals_blocked(|| builder.spawn_scoped(scope, read)).ok()
             });
