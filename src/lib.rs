@@ -87,6 +87,7 @@ pub mod learner;
 pub mod link;
 pub mod model;
 pub mod notify;
+pub mod packs;
 pub mod planner;
 pub mod predictor;
 pub mod replay;
@@ -97,6 +98,7 @@ pub mod store;
 mod sync;
 mod sys;
 pub mod time;
+pub mod tree;
 
 pub use error::{Error, Result};
 pub use gate::{Answer, Op};

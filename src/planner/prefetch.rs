@@ -14,6 +14,9 @@ const CHUNK_MIN: u64 = 32 << 10;
 const CHUNK_USUAL: u64 = 64 << 10;
 /// Largest prefetch, in bytes: what a joined demand may have to wait through on the fastest links.
 pub(super) const CHUNK_MAX: u64 = 4 << 20;
+/// Largest piece of a hole that is filled at once, in bytes: nothing comes over the link for it, but who wants a block of it
+/// meanwhile waits until all of it is marked.
+const HOLE_MAX: u64 = 256 << 20;
 /// Candidates are renewed this often while the guest is followed, ...
 const RENEW: Duration = Duration::from_millis(100);
 /// ... and when it had to wait for something, but not more often than this: a guest that waits at each step shall not keep
@@ -55,7 +58,7 @@ impl Planner {
         let kept_free = if self.full_until.is_some() { 0 } else { reserve.min(1) };
         let calm = !self.bulk && self.link.wants_calm(now);
         while self.fetches_ahead() && self.flights.prefetches() < lanes && self.slots() > kept_free {
-            let on_the_way = self.flights.blocks() << self.geometry.block_shift();
+            let on_the_way = self.flights.wire();
             let window = if self.bulk { u64::MAX } else { self.link.window() };
             let chunk = if self.bulk { CHUNK_MAX } else { chunk(window, lanes) };
             // The last chunk may reach beyond the window: on a slow link, where a window is a few chunks, one that must
@@ -64,7 +67,10 @@ impl Planner {
                 return;
             }
             let Some((range, class)) = self.next_prefetch(chunk, now, blocks) else { return };
-            self.begin(range, class, now, actions);
+            let frames = self.frames_for(range, chunk, blocks);
+            if !frames.is_some_and(|frames| self.begin_frames(frames, class, now, blocks, actions)) {
+                self.begin(range, class, now, actions);
+            }
             if self.backoff.failing() || self.full_until.is_some() {
                 return;
             }
@@ -105,6 +111,7 @@ impl Planner {
             self.foreseen_at = now;
             self.candidate = 0;
             foresight.plan(&self.link, &|range| blocks.first_absent(range).is_some());
+            self.packs.sum_up(foresight.candidates(), blocks);
             let waiting = self.stall_began.map_or(Duration::ZERO, |began| now.since(began));
             self.habits.located(foresight.place(), waiting, now);
         }
@@ -171,6 +178,16 @@ impl Planner {
         run
     }
 
+    /// The first absent blocks of `rest` that nobody brings: so many bytes, or of a hole more.
+    fn fill_run(&self, rest: BlockRange, bytes: u64, blocks: &dyn Blocks) -> Option<BlockRange> {
+        let run = self.fetchable(rest, bytes, blocks)?;
+        let Some(tree) = &self.tree else { return Some(run) };
+        let rest = BlockRange { start: run.start, end: rest.end };
+        let used = tree.holes().used_in(rest).next();
+        let hole = BlockRange { start: run.start, end: used.map_or(rest.end, |used| used.start) };
+        if hole.is_empty() { Some(run) } else { self.fetchable(hole, HOLE_MAX, blocks) }
+    }
+
     /// The next absent blocks in the order of the image.
     fn next_fill(&mut self, bytes: u64, now: Moment, blocks: &dyn Blocks) -> Option<BlockRange> {
         let all = self.geometry.all();
@@ -178,7 +195,7 @@ impl Planner {
         let mut passed_start = from == all.start;
         let mut shunned = false;
         loop {
-            let found = self.fetchable(BlockRange { start: from, end: all.end }, bytes, blocks);
+            let found = self.fill_run(BlockRange { start: from, end: all.end }, bytes, blocks);
             match found {
                 Some(run) => match self.backoff.shunned_until(run, now) {
                     None => {
