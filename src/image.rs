@@ -465,6 +465,8 @@ impl Image {
 
     /// Closes the image where it lies: completion callbacks that run meanwhile may still use it.
     pub(crate) fn stop(&self) -> Result<()> {
+        // First, so that nothing that the learner fetches from the image's source holds up the end.
+        self.engine.cancel();
         self.learner.stop();
         let stopped = self.engine.stop();
         // Now the session is written to its end.
@@ -478,6 +480,7 @@ impl Image {
             let missing = self.size() - self.stats().resident_bytes;
             return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.source_name())));
         }
+        self.engine.cancel();
         self.learner.stop();
         if let Some(published) = self.published() {
             published.forget_pointer();

@@ -84,6 +84,27 @@ fn the_engine_does_what_virtual_time_says() {
 }
 
 #[test]
+fn a_guest_lives_on_the_image_of_somebody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let trace = session(directory, 1, &[0, 1]);
+    let json = directory.join("figures.json");
+    let on = |url: &str| {
+        let arguments = ["replay", "--think", "0", "--json", json.to_str().unwrap(), "--option", "prefetch=none"];
+        vmstream(directory, &arguments).args(["--on", url, "--trace", trace.to_str().unwrap()]).output().unwrap()
+    };
+    let large = on(&format!("pattern:{}", traces::IMAGE_BYTES));
+    assert!(large.status.success(), "{}", String::from_utf8_lossy(&large.stderr));
+    let figures: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(figures[0]["bytes"], figures[0]["used_bytes"]);
+    assert!(figures[0]["used_bytes"].as_u64() > Some(0) && figures[0]["requests"].as_u64() > Some(0), "{figures}");
+    let small = on("pattern:4K");
+    assert_eq!(small.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&small.stderr).contains("outside the image of 4096 bytes"));
+    assert_eq!(left_behind(directory), 0);
+}
+
+#[test]
 fn a_signal_ends_it_and_nothing_stays() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
@@ -130,8 +151,10 @@ fn guest(expected: u64) -> vmstream::Result<Figures> {
     live::run(live::Setup {
         steps: &steps,
         options: &options.map(str::to_owned),
-        contents: PatternSource::open(&format!("pattern:1M,seed={expected}"), None)?,
-        foresight: None,
+        image: live::Subject::MadeUp {
+            contents: PatternSource::open(&format!("pattern:1M,seed={expected}"), None)?,
+            foresight: None,
+        },
         go_on: &mut |done| done < steps.len(),
     })
 }

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::{Shared, lock};
+use crate::packs::Index;
 use crate::predictor::Foresight;
+use crate::source::Published;
+use crate::tree::Tree;
 
 /// The one way by which a foresight reaches the planner of a running image.
 ///
@@ -27,6 +30,24 @@ impl Follower {
             planner.set_foresight(Some(foresight), past.len());
             planner.met_news(news);
         });
+    }
+}
+
+impl Follower {
+    /// What is known of the image beyond its bytes, when it is a published one.
+    pub fn published(&self) -> Option<Arc<Published>> {
+        self.0.source.published()
+    }
+
+    /// From now on these frames are fetched where they are cheaper than ranges. Whoever opens them must know the index
+    /// already.
+    pub fn fetch_packs(&self, index: Arc<Index>) {
+        self.0.change(|planner| planner.set_packs(Some(index)));
+    }
+
+    /// From now on it is known where the image has holes.
+    pub fn pass_over_holes(&self, tree: Arc<Tree>) {
+        self.0.change(|planner| planner.set_holes(tree));
     }
 }
 

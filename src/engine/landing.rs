@@ -3,27 +3,42 @@
 //! A source delivers pieces of any length; only whole blocks land, the cut one waits in `carry` for its rest. A block
 //! that is no longer absent was written by the guest meanwhile, and its fetched bytes are dropped.
 
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
 use super::syncer::SyncJob;
 use super::{Answer, FRESH_MAX, Shared, lock};
-use crate::block::{Block, BlockRange};
+use crate::block::{Block, BlockRange, Geometry};
 use crate::error::Error;
 use crate::planner::{Event, FetchId};
-use crate::source::{Sink, Stop};
+use crate::source::{FrameSink, Sink, Stop};
 
-/// The sink of one fetch.
-pub(super) struct Landing<'a> {
+/// Where the blocks of one fetch land.
+struct Ground<'a> {
     shared: &'a Shared,
     fetch: FetchId,
+    answers: &'a mut Vec<Answer>,
+    runs: Vec<BlockRange>,
+    /// Why the local file refused bytes.
+    store_error: Option<Error>,
+}
+
+/// The sink of one fetch of a range.
+pub(super) struct Landing<'a> {
+    ground: Ground<'a>,
     /// What was asked for.
     range: BlockRange,
     /// The first block that has not landed.
     next: Block,
     /// The beginning of that block, as far as it came.
     carry: &'a mut Vec<u8>,
-    answers: &'a mut Vec<Answer>,
-    runs: Vec<BlockRange>,
-    /// Why the local file refused bytes.
-    pub store_error: Option<Error>,
+}
+
+/// The sink of one fetch of frames, whose blocks come whole and in any order.
+pub(super) struct FrameLanding<'a> {
+    ground: Ground<'a>,
+    /// The first frame that has not landed, and the end of those asked for.
+    frames: Range<u32>,
 }
 
 /// What lands.
@@ -32,39 +47,12 @@ enum Load<'a> {
     Zeroes,
 }
 
-impl<'a> Landing<'a> {
-    pub fn new(
-        shared: &'a Shared,
-        fetch: FetchId,
-        range: BlockRange,
-        carry: &'a mut Vec<u8>,
-        answers: &'a mut Vec<Answer>,
-    ) -> Self {
-        carry.clear();
-        Self { shared, fetch, range, next: range.start, carry, answers, runs: Vec::new(), store_error: None }
+impl<'a> Ground<'a> {
+    fn new(shared: &'a Shared, fetch: FetchId, answers: &'a mut Vec<Answer>) -> Self {
+        Self { shared, fetch, answers, runs: Vec::new(), store_error: None }
     }
 
-    /// True when every block of the fetch has landed.
-    pub fn is_whole(&self) -> bool {
-        self.next == self.range.end
-    }
-
-    fn block_length(&self) -> usize {
-        self.shared.gate.geometry().length(BlockRange::one(self.next)) as usize
-    }
-
-    /// The whole blocks among the next `length` bytes of the fetch; none while the beginning of one is carried.
-    fn whole_blocks(&self, length: u64) -> BlockRange {
-        if !self.carry.is_empty() {
-            return BlockRange { start: self.next, end: self.next };
-        }
-        let geometry = self.shared.gate.geometry();
-        let end = (self.next.0 << geometry.block_shift()).saturating_add(length);
-        let last = if end >= geometry.size() { geometry.blocks() } else { end >> geometry.block_shift() };
-        BlockRange { start: self.next, end: Block(last).min(self.range.end).max(self.next) }
-    }
-
-    /// Lands whole blocks from `next` on.
+    /// Lands whole blocks: those of them that are still absent.
     fn land(&mut self, range: BlockRange, load: Load<'_>) -> Result<(), Stop> {
         let shared = self.shared;
         if shared.is_closing() {
@@ -97,7 +85,6 @@ impl<'a> Landing<'a> {
             Load::Bytes(_) => shared.counters.bytes_dropped.add(length - kept),
             Load::Zeroes => shared.counters.bytes_zero.add(length),
         }
-        self.next = range.end;
         {
             let mut core = lock(&shared.core);
             if kept > 0 {
@@ -110,10 +97,64 @@ impl<'a> Landing<'a> {
             }
             shared.turn(&mut core, Some(Event::Arrived(self.fetch, range)), self.answers);
         }
-        if shared.jobs.load(std::sync::atomic::Ordering::Acquire) != 0 {
-            shared.gate.signal.ring();
+        self.leave();
+        Ok(())
+    }
+
+    /// Behind a turn: wakes who has something to do, and gives the answers.
+    fn leave(&mut self) {
+        if self.shared.jobs.load(Ordering::Acquire) != 0 {
+            self.shared.gate.signal.ring();
         }
-        shared.answer(self.answers);
+        self.shared.answer(self.answers);
+    }
+}
+
+impl<'a> Landing<'a> {
+    pub fn new(
+        shared: &'a Shared,
+        fetch: FetchId,
+        range: BlockRange,
+        carry: &'a mut Vec<u8>,
+        answers: &'a mut Vec<Answer>,
+    ) -> Self {
+        carry.clear();
+        Self { ground: Ground::new(shared, fetch, answers), range, next: range.start, carry }
+    }
+
+    /// True when every block of the fetch has landed.
+    pub fn is_whole(&self) -> bool {
+        self.next == self.range.end
+    }
+
+    /// Why the local file refused bytes.
+    pub fn take_store_error(&mut self) -> Option<Error> {
+        self.ground.store_error.take()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.ground.shared.gate.geometry()
+    }
+
+    fn block_length(&self) -> usize {
+        self.geometry().length(BlockRange::one(self.next)) as usize
+    }
+
+    /// The whole blocks among the next `length` bytes of the fetch; none while the beginning of one is carried.
+    fn whole_blocks(&self, length: u64) -> BlockRange {
+        if !self.carry.is_empty() {
+            return BlockRange { start: self.next, end: self.next };
+        }
+        let geometry = self.geometry();
+        let end = (self.next.0 << geometry.block_shift()).saturating_add(length);
+        let last = if end >= geometry.size() { geometry.blocks() } else { end >> geometry.block_shift() };
+        BlockRange { start: self.next, end: Block(last).min(self.range.end).max(self.next) }
+    }
+
+    /// Lands whole blocks from `next` on.
+    fn land(&mut self, range: BlockRange, load: Load<'_>) -> Result<(), Stop> {
+        self.ground.land(range, load)?;
+        self.next = range.end;
         Ok(())
     }
 
@@ -129,9 +170,8 @@ impl<'a> Landing<'a> {
 
 impl Sink for Landing<'_> {
     fn data(&mut self, offset: u64, mut bytes: &[u8]) -> Result<(), Stop> {
-        let shared = self.shared;
-        shared.counters.bytes_fetched.add(bytes.len() as u64);
-        let geometry = shared.gate.geometry();
+        self.ground.shared.counters.bytes_fetched.add(bytes.len() as u64);
+        let geometry = self.geometry();
         debug_assert_eq!(offset, (self.next.0 << geometry.block_shift()) + self.carry.len() as u64);
         while !bytes.is_empty() {
             if self.is_whole() {
@@ -156,7 +196,7 @@ impl Sink for Landing<'_> {
     }
 
     fn zeroes(&mut self, _offset: u64, mut length: u64) -> Result<(), Stop> {
-        let geometry = self.shared.gate.geometry();
+        let geometry = self.geometry();
         while length > 0 {
             if self.is_whole() {
                 return Err(Stop);
@@ -174,6 +214,41 @@ impl Sink for Landing<'_> {
                 self.land_carry()?;
             }
         }
+        Ok(())
+    }
+}
+
+impl<'a> FrameLanding<'a> {
+    pub fn new(shared: &'a Shared, fetch: FetchId, frames: Range<u32>, answers: &'a mut Vec<Answer>) -> Self {
+        Self { ground: Ground::new(shared, fetch, answers), frames }
+    }
+
+    /// True when every frame of the fetch has landed.
+    pub fn is_whole(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Why the local file refused bytes.
+    pub fn take_store_error(&mut self) -> Option<Error> {
+        self.ground.store_error.take()
+    }
+}
+
+impl FrameSink for FrameLanding<'_> {
+    fn received(&mut self, bytes: u64) {
+        let ground = &mut self.ground;
+        ground.shared.counters.bytes_fetched.add(bytes);
+        let event = Event::Received(ground.fetch, bytes);
+        ground.shared.turn(&mut lock(&ground.shared.core), Some(event), ground.answers);
+        ground.leave();
+    }
+
+    fn blocks(&mut self, range: BlockRange, bytes: &[u8]) -> Result<(), Stop> {
+        self.ground.land(range, Load::Bytes(bytes))
+    }
+
+    fn frame_done(&mut self, frame: u32) -> Result<(), Stop> {
+        self.frames.start = frame.saturating_add(1).max(self.frames.start);
         Ok(())
     }
 }

@@ -276,8 +276,14 @@ impl Engine {
     ) -> Result<Self> {
         let (sync, sync_jobs) = unbounded();
         let now = Moment::now();
+        let mut planner = Planner::new(gate.geometry(), config, now.0);
+        if let Some(tree) = source.published().and_then(|published| published.tree().cloned())
+            && tree.geometry() == gate.geometry()
+        {
+            planner.set_holes(tree);
+        }
         let core = Core {
-            planner: Planner::new(gate.geometry(), config, now.0),
+            planner,
             requests: 0,
             replies: HashMap::new(),
             jobs: VecDeque::new(),

@@ -2,8 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::landing::Landing;
+use super::landing::{FrameLanding, Landing};
 use super::{Answer, Job, Shared, lock};
+use crate::error::Error;
 use crate::planner::{Cargo, Event, Outcome, PREFETCH_RESERVE};
 use crate::source::FetchError;
 
@@ -45,20 +46,52 @@ fn has_work(shared: &Shared) -> bool {
     shared.gate.has_work() || shared.jobs.load(Ordering::Acquire) != 0 || shared.is_closing()
 }
 
-/// Fetches one range and says how it ended.
+/// Fetches what a job says and says how it ended.
 fn fetch(shared: &Shared, lane: usize, job: Job, carry: &mut Vec<u8>, answers: &mut Vec<Answer>) -> Event {
-    let geometry = shared.gate.geometry();
-    let Cargo::Range(range) = job.cargo.clone() else { return Event::Finished(job.fetch, Outcome::Fatal) };
-    let (offset, length) = (geometry.offset(range), geometry.length(range));
-    let mut landing = Landing::new(shared, job.fetch, range, carry, answers);
-    let result = shared.source.fetch(lane, offset, length, &mut landing);
-    let store_error = landing.store_error.take();
-    let whole = landing.is_whole();
+    let fetch = job.fetch;
+    let outcome = match job.cargo {
+        Cargo::Range(range) => {
+            let geometry = shared.gate.geometry();
+            let (offset, length) = (geometry.offset(range), geometry.length(range));
+            let mut landing = Landing::new(shared, fetch, range, carry, answers);
+            let result = shared.source.fetch(lane, offset, length, &mut landing);
+            let (whole, store_error) = (landing.is_whole(), landing.take_store_error());
+            judge(shared, result, whole, store_error, &|| format!("at byte {offset}"))
+        }
+        Cargo::Frames(frames) => {
+            let first = frames.start;
+            let mut landing = FrameLanding::new(shared, fetch, frames.clone(), answers);
+            let result = shared.source.fetch_frames(lane, frames, &mut landing);
+            let (whole, store_error) = (landing.is_whole(), landing.take_store_error());
+            match result {
+                // Nothing is lost but speed.
+                Err(FetchError::Fatal(error)) if store_error.is_none() && !shared.gate.is_closed() => {
+                    shared.report(log::Level::Warn, format!("{error}; its packs are left alone from now on"));
+                    Outcome::Fatal
+                }
+                result => judge(shared, result, whole, store_error, &|| format!("at frame {first}")),
+            }
+        }
+    };
+    if outcome != Outcome::Done && !shared.gate.is_closed() {
+        shared.counters.fetch_errors.add(1);
+    }
+    Event::Finished(fetch, outcome)
+}
+
+/// What became of a fetch; reports what went wrong. `place` says where, for a person.
+fn judge(
+    shared: &Shared,
+    result: Result<(), FetchError>,
+    whole: bool,
+    store_error: Option<Error>,
+    place: &dyn Fn() -> String,
+) -> Outcome {
     if shared.gate.is_closed() {
         // Nobody waits for it any more, and a fetch that was stopped on purpose is no news.
-        return Event::Finished(job.fetch, if whole { Outcome::Done } else { Outcome::Failed { retry_after: None } });
+        return if whole { Outcome::Done } else { Outcome::Failed { retry_after: None } };
     }
-    let outcome = match (result, store_error) {
+    match (result, store_error) {
         (_, Some(error)) => {
             let full = error.is_full();
             let advice = if full { "; the guest waits until space returns" } else { "" };
@@ -67,10 +100,8 @@ fn fetch(shared: &Shared, lane: usize, job: Job, carry: &mut Vec<u8>, answers: &
         }
         (Ok(()), None) if whole => Outcome::Done,
         (Ok(()), None) => {
-            shared.report(
-                log::Level::Error,
-                format!("{}: sent less than asked for at byte {offset}", shared.source.name()),
-            );
+            let text = format!("{}: sent less than asked for {}", shared.source.name(), place());
+            shared.report(log::Level::Error, text);
             Outcome::Failed { retry_after: None }
         }
         (Err(FetchError::Stopped), None) => Outcome::Failed { retry_after: None },
@@ -85,9 +116,5 @@ fn fetch(shared: &Shared, lane: usize, job: Job, carry: &mut Vec<u8>, answers: &
                 .report(log::Level::Error, format!("{error}; reads of blocks that are not here yet fail from now on"));
             Outcome::Fatal
         }
-    };
-    if outcome != Outcome::Done {
-        shared.counters.fetch_errors.add(1);
     }
-    Event::Finished(job.fetch, outcome)
 }

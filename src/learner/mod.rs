@@ -3,7 +3,8 @@
 //! With `model=auto` there are two teachers. The *publisher* may have put a model beside the image, under the image's name
 //! with `.vmm` behind it (`publisher`); and the *sessions* that were recorded here tell what this user does. A publisher
 //! knows every guest's boot but not what this one is used for, so where there are both, the sessions are learnt on top of
-//! the publisher's model, as the newer part of one record (`lessons`). What was fetched and learnt stays on a *shelf*, in the
+//! the publisher's model, as the newer part of one record (`lessons`). A published image has its model in its packs
+//! (`packs`), together with what is to be fetched by it. What was fetched and learnt stays on a *shelf*, in the
 //! directory of the sessions (`shelf`), so that the next start has it at once.
 //!
 //! All of it happens on one thread of its own that begins when the image is open: first what lies on the shelf, as it costs
@@ -12,6 +13,7 @@
 //! help and nothing more.
 
 mod lessons;
+mod packs;
 mod publisher;
 mod shelf;
 
@@ -25,11 +27,12 @@ use crate::config::{Config, HttpOptions, ModelChoice};
 use crate::engine::Follower;
 use crate::error::{Error, errno};
 use crate::model::Model;
-use crate::predictor::Predictor;
+use crate::predictor::{Predictor, Script};
 use crate::session::{Directory, Subject};
-use crate::source::{Document, Found};
+use crate::source::{Document, Found, Published};
 use crate::stats::ModelInUse;
 use crate::sys::with_signals_blocked;
+use packs::Packs;
 use publisher::Publisher;
 use shelf::Shelf;
 
@@ -231,9 +234,27 @@ impl Pupil {
         let mut following = false;
         if let Some(shelf) = &mut shelf {
             following = self.follow_shelf(shelf);
+        }
+        let published = self.follower.published();
+        // Lessons take a processor for up to a second, and packs may be at work meanwhile.
+        if let Some(shelf) = shelf.as_mut().filter(|_| published.is_none()) {
             following |= self.take_lessons(shelf);
         }
         let mut why = "no session was learnt here yet".to_owned();
+        if let Some(published) = published {
+            match self.learn_of_packs(published, shelf.as_mut(), following) {
+                Ok(new) => following |= new,
+                Err(error) if self.common.is_closing() || error.errno() == errno::ECANCELED => log::debug!("{error}"),
+                Err(error) => {
+                    log::warn!("no packs: {error}");
+                    why = error.to_string();
+                }
+            }
+            if let Some(shelf) = shelf.as_mut().filter(|_| !self.common.is_closing()) {
+                following |= self.take_lessons(shelf);
+            }
+            return self.conclude(following, &why);
+        }
         let Some(publisher) = publisher.filter(|_| !self.common.is_closing()) else {
             return self.conclude(following, &why);
         };
@@ -246,7 +267,7 @@ impl Pupil {
                 .map(|found| found.1),
         };
         let heeded = found.and_then(|found| match found {
-            Found::New { bytes, validator } => self.heed(&publisher, shelf.as_mut(), bytes, validator),
+            Found::New { bytes, validator } => self.heed(&publisher.name(), shelf.as_mut(), bytes, validator),
             Found::Unchanged => Ok(false),
         });
         match heeded {
@@ -265,6 +286,42 @@ impl Pupil {
             }
         }
         self.conclude(following, &why);
+    }
+
+    /// Takes what the packs of a published image have: the start at once, then the model, and all frames. True when the
+    /// guest is followed by it; `following` says that it is followed by something already.
+    fn learn_of_packs(
+        &mut self,
+        published: Arc<Published>,
+        mut shelf: Option<&mut Shelf>,
+        following: bool,
+    ) -> Result<bool, Error> {
+        let Some(mut packs) = Packs::find(published, self.subject.geometry)? else { return Ok(false) };
+        self.follower.pass_over_holes(packs.tree());
+        let start = packs.start()?;
+        if !following {
+            let script = (0..start.count()).flat_map(|frame| start.runs(frame).to_vec()).collect();
+            self.follower.follow(Box::new(Script::new(script)));
+        }
+        self.follower.fetch_packs(start);
+        let closing = || self.common.is_closing();
+        // The name stands for the contents.
+        let kept = shelf.as_ref().filter(|shelf| shelf.published_validator().as_deref() == Some(packs.name()));
+        let bytes = match kept.and_then(|shelf| shelf.published()) {
+            Some(bytes) => bytes,
+            None => packs.model(&closing)?,
+        };
+        let name = format!("the model in {}", packs.name());
+        let model = Model::read(&name, &bytes[..])?;
+        let index = packs.index(&model, &closing)?;
+        self.follower.fetch_packs(index);
+        let validator = Some(packs.name().to_owned());
+        let new = self.heed(&name, shelf.as_deref_mut(), bytes, validator)?;
+        if !new && !following {
+            // It is on the shelf, and could not be read there.
+            self.follow_model(model, PUBLISHED);
+        }
+        Ok(true)
     }
 
     fn conclude(&self, following: bool, why: &str) {
@@ -291,7 +348,7 @@ impl Pupil {
     /// Takes what the publisher has, and learns the sessions anew on top of it. Answers false when it is in use already.
     fn heed(
         &self,
-        publisher: &Publisher,
+        name: &str,
         shelf: Option<&mut Shelf>,
         bytes: Vec<u8>,
         validator: Option<String>,
@@ -300,8 +357,7 @@ impl Pupil {
             return Ok(false);
         }
         // Looked at before it replaces one that may be better.
-        let name = publisher.name();
-        let model = Model::read(&name, &bytes[..]).and_then(|model| self.fitting(&name, model))?;
+        let model = Model::read(name, &bytes[..]).and_then(|model| self.fitting(name, model))?;
         let learnt = shelf.is_some_and(|shelf| {
             shelf.publish(&bytes, validator);
             self.take_lessons(shelf)

@@ -98,6 +98,13 @@ impl Index {
         })
     }
 
+    /// Frames of these blocks and so many packed bytes, without proofs, for the tests of who fetches them.
+    #[cfg(test)]
+    pub(crate) fn of_frames(geometry: Geometry, frames: &[(Vec<BlockRange>, u32)]) -> Self {
+        let listed = |(runs, packed): &(Vec<BlockRange>, u32)| Listed { runs: runs.clone(), proof: 0, packed: *packed };
+        Self::new(geometry, 0, &frames.iter().map(listed).collect::<Vec<_>>()).expect("they are disjoint")
+    }
+
     /// Size of the image's blocks, in bytes.
     pub fn block_bytes(&self) -> u64 {
         self.geometry.block_bytes()

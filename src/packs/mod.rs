@@ -17,6 +17,7 @@ mod frame;
 mod header;
 mod index;
 mod listing;
+mod opener;
 mod order;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ mod tests;
 pub use builder::{Builder, Compress, ReadBlocks};
 pub use header::{HEADER_BYTES, Header};
 pub use index::Index;
+pub use opener::Opener;
 pub use order::{FRAME_BYTES, order};
 
 /// Largest frame that a reader takes, in bytes of blocks; packed and with its proof it has at most twice as many. It is

@@ -17,8 +17,16 @@ const JOIN_MAX: usize = 64;
 
 impl Planner {
     pub(super) fn begin(&mut self, range: BlockRange, class: Class, now: Moment, actions: &mut Vec<Action>) {
-        let id = self.depart(Cargo::Range(range), vec![range], self.geometry.length(range), class, now);
+        let id = self.depart(Cargo::Range(range), vec![range], self.wire_bytes(range), class, now);
         actions.push(Action::Fetch(id, range, class));
+    }
+
+    /// Bytes of a range that come over the link: of a published image only those that are not zero.
+    pub(super) fn wire_bytes(&self, range: BlockRange) -> u64 {
+        match &self.tree {
+            Some(tree) => tree.holes().used_in(range).map(|used| self.geometry.length(used)).sum(),
+            None => self.geometry.length(range),
+        }
     }
 
     /// Enters a fetch that brings these blocks and takes so many bytes of the link.

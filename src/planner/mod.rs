@@ -26,6 +26,7 @@ mod simulation;
 mod touches;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use demand::{Blocks, Request, RequestId};
@@ -40,6 +41,7 @@ use crate::gate::Op;
 use crate::link::Link;
 use crate::predictor::Foresight;
 use crate::time::Moment;
+use crate::tree::Tree;
 use backoff::Backoff;
 use demand::Demand;
 use fill::Fill;
@@ -137,6 +139,8 @@ pub struct Planner {
     missed: bool,
     fill: Fill,
     packs: Packs,
+    /// Of a published image: knows its holes.
+    tree: Option<Arc<Tree>>,
     failed: bool,
     full_until: Option<Moment>,
     stall_began: Option<Moment>,
@@ -168,6 +172,7 @@ impl Planner {
             missed: true,
             fill: Fill::default(),
             packs: Packs::default(),
+            tree: None,
             failed: false,
             full_until: None,
             stall_began: None,
@@ -189,7 +194,7 @@ impl Planner {
             Event::Arrived(fetch, range) => {
                 if let Some(flight) = self.flights.arrive(fetch, range) {
                     if matches!(flight.cargo, Cargo::Range(_)) {
-                        self.received(fetch, self.geometry.length(range), now);
+                        self.received(fetch, self.wire_bytes(range), now);
                     }
                     self.backoff.succeeded(range);
                     self.full_until = None;
@@ -262,7 +267,12 @@ impl Planner {
         let Some((flight, rest, missing)) = self.flights.end(id) else { return };
         self.link.end(flight.token, missing, now);
         match (outcome, &flight.cargo) {
-            (Outcome::Done, _) => {}
+            (Outcome::Done, cargo) => {
+                // A frame that ended without some of its blocks is not what its index says.
+                if let (Cargo::Frames(_), Some(first)) = (cargo, rest.first()) {
+                    self.packs.failed_at(first.start);
+                }
+            }
             (Outcome::Failed { retry_after }, cargo) => {
                 self.tally.retries += 1;
                 // Of frames the first that did not come is to blame, and the others may be asked for again.

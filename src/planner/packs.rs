@@ -20,6 +20,7 @@ use crate::block::{Block, BlockRange};
 use crate::packs::Index;
 use crate::predictor::Candidate;
 use crate::time::Moment;
+use crate::tree::Tree;
 
 /// The packs of an image, and what is known of them.
 #[derive(Debug, Default)]
@@ -67,6 +68,12 @@ impl Packs {
 }
 
 impl Planner {
+    /// From now on it is known where the image has holes: nothing is to come over the link for them, and the fill passes
+    /// over them in long steps. The tree must be of blocks of this size.
+    pub fn set_holes(&mut self, tree: Arc<Tree>) {
+        self.tree = Some(tree);
+    }
+
     /// From now on frames of these packs are fetched where that is better; `None` for ranges alone. Frames that failed
     /// before are left alone also in a new index of the same file.
     pub fn set_packs(&mut self, packs: Option<Arc<Index>>) {

@@ -14,6 +14,9 @@ const CHUNK_MIN: u64 = 32 << 10;
 const CHUNK_USUAL: u64 = 64 << 10;
 /// Largest prefetch, in bytes: what a joined demand may have to wait through on the fastest links.
 pub(super) const CHUNK_MAX: u64 = 4 << 20;
+/// Largest piece of a hole that is filled at once, in bytes: nothing comes over the link for it, but who wants a block of it
+/// meanwhile waits until all of it is marked.
+const HOLE_MAX: u64 = 256 << 20;
 /// Candidates are renewed this often while the guest is followed, ...
 const RENEW: Duration = Duration::from_millis(100);
 /// ... and when it had to wait for something, but not more often than this: a guest that waits at each step shall not keep
@@ -175,6 +178,16 @@ impl Planner {
         run
     }
 
+    /// The first absent blocks of `rest` that nobody brings: so many bytes, or of a hole more.
+    fn fill_run(&self, rest: BlockRange, bytes: u64, blocks: &dyn Blocks) -> Option<BlockRange> {
+        let run = self.fetchable(rest, bytes, blocks)?;
+        let Some(tree) = &self.tree else { return Some(run) };
+        let rest = BlockRange { start: run.start, end: rest.end };
+        let used = tree.holes().used_in(rest).next();
+        let hole = BlockRange { start: run.start, end: used.map_or(rest.end, |used| used.start) };
+        if hole.is_empty() { Some(run) } else { self.fetchable(hole, HOLE_MAX, blocks) }
+    }
+
     /// The next absent blocks in the order of the image.
     fn next_fill(&mut self, bytes: u64, now: Moment, blocks: &dyn Blocks) -> Option<BlockRange> {
         let all = self.geometry.all();
@@ -182,7 +195,7 @@ impl Planner {
         let mut passed_start = from == all.start;
         let mut shunned = false;
         loop {
-            let found = self.fetchable(BlockRange { start: from, end: all.end }, bytes, blocks);
+            let found = self.fill_run(BlockRange { start: from, end: all.end }, bytes, blocks);
             match found {
                 Some(run) => match self.backoff.shunned_until(run, now) {
                     None => {

@@ -7,6 +7,8 @@ use super::prefetch::CHUNK_MAX;
 use super::*;
 use crate::block::Block;
 use crate::gate::State;
+use crate::packs::Index;
+use crate::predictor::Script;
 
 /// splitmix64 (Steele, Lea, Flood 2014): enough chance for a simulation.
 struct Dice(u64);
@@ -95,9 +97,13 @@ enum Step {
     Wake,
 }
 
+/// A fetch under way, as the source sees it.
 struct Transfer {
-    range: BlockRange,
+    cargo: Cargo,
+    /// Of a range the next block, of frames the next frame.
     next: u64,
+    /// Bytes of that frame that came.
+    received: u64,
 }
 
 struct World {
@@ -109,6 +115,7 @@ struct World {
     serial: u64,
     now: Moment,
     transfers: HashMap<FetchId, Transfer>,
+    packs: Option<Arc<Index>>,
     connections: usize,
     open: HashMap<RequestId, Request>,
     answered: HashSet<RequestId>,
@@ -117,6 +124,7 @@ struct World {
     fatal: bool,
     failures: u64,
     write_failed: bool,
+    frames: u64,
 }
 
 impl World {
@@ -139,8 +147,18 @@ impl World {
                 *s = State::Resident;
             }
         }
+        let mut planner = Planner::new(geometry, &config, seed);
+        let packs = dice.chance(50).then(|| Arc::new(packs(&mut dice, geometry)));
+        if let Some(packs) = &packs {
+            let mut ranges: Vec<BlockRange> = (0..packs.count()).flat_map(|frame| packs.runs(frame).to_vec()).collect();
+            ranges.retain(|_| dice.chance(80));
+            planner.set_foresight(Some(Box::new(Script::new(ranges))), 0);
+            planner.set_packs(Some(packs.clone()));
+        }
         Self {
-            planner: Planner::new(geometry, &config, seed),
+            planner,
+            packs,
+            frames: 0,
             model: Model {
                 states: RefCell::new(states),
                 watching: Cell::new(false),
@@ -211,7 +229,7 @@ impl World {
             match action {
                 Action::Complete(id, result) => self.complete(id, result),
                 Action::Fetch(id, range, class) => self.fetch(id, range, class),
-                Action::FetchFrames(..) => unreachable!("there are no packs"),
+                Action::FetchFrames(id, frames, class) => self.fetch_frames(id, frames, class),
             }
         }
     }
@@ -242,20 +260,88 @@ impl World {
         assert_eq!(taken, None, "a fetch over a claimed or resident block");
         drop(ambushed);
         for other in self.transfers.values() {
-            let rest = BlockRange::new(other.next, other.range.end.0);
+            let Cargo::Range(whole) = other.cargo else { continue };
+            let rest = BlockRange::new(other.next, whole.end.0);
             assert!(!rest.overlaps(range), "{range:?} is on its way already");
         }
-        let rest = |t: &Transfer| self.geometry.length(BlockRange::new(t.next, t.range.end.0));
-        let on_the_way = self.transfers.values().map(rest).sum::<u64>();
+        let on_the_way = self.on_the_way();
         if class != Class::Demand && !self.planner.bulk {
             let bound = self.planner.link.window();
             assert!(range.len() * 4096 <= CHUNK_MAX);
             assert!(on_the_way < bound, "prefetch on a link that is full");
         }
-        self.transfers.insert(id, Transfer { range, next: range.start.0 });
+        self.depart(id, Transfer { cargo: Cargo::Range(range), next: range.start.0, received: 0 });
+    }
+
+    fn depart(&mut self, id: FetchId, transfer: Transfer) {
+        self.transfers.insert(id, transfer);
         assert!(self.transfers.len() <= self.connections, "more fetches than connections");
         let delay = 100 + self.dice.below(50_000);
         self.at(delay, Step::Piece(id));
+    }
+
+    /// Bytes that are still to come over the link.
+    fn on_the_way(&self) -> u64 {
+        let rest = |transfer: &Transfer| match &transfer.cargo {
+            Cargo::Range(range) => self.geometry.length(BlockRange::new(transfer.next, range.end.0)),
+            Cargo::Frames(frames) => self.wire(transfer.next as u32..frames.end) - transfer.received,
+        };
+        self.transfers.values().map(rest).sum()
+    }
+
+    fn wire(&self, frames: Range<u32>) -> u64 {
+        self.packs.as_ref().map_or(0, |packs| packs.wire_bytes(frames))
+    }
+
+    fn fetch_frames(&mut self, id: FetchId, frames: Range<u32>, class: Class) {
+        let packs = self.packs.clone().expect("there are packs");
+        assert!(!frames.is_empty() && frames.end <= packs.count());
+        let lacking = |run: &BlockRange| self.model.first(*run, |state| state == State::Absent).is_some();
+        let ambushed = self.model.ambushed.borrow();
+        assert!(
+            !ambushed.is_empty() || frames.clone().any(|frame| packs.runs(frame).iter().any(lacking)),
+            "frames of which everything is here"
+        );
+        drop(ambushed);
+        for other in self.transfers.values() {
+            if let Cargo::Frames(others) = &other.cargo {
+                assert!(
+                    others.end <= frames.start || frames.end <= others.start,
+                    "{frames:?} are on their way already"
+                );
+            }
+        }
+        let on_the_way = self.on_the_way();
+        if class != Class::Demand && !self.planner.bulk {
+            // The first frame comes as a whole, however long it is.
+            assert!(frames.len() == 1 || packs.wire_bytes(frames.clone()) <= CHUNK_MAX);
+            assert!(on_the_way < self.planner.link.window(), "prefetch on a link that is full");
+        }
+        self.frames += frames.len() as u64;
+        let next = frames.start.into();
+        self.depart(id, Transfer { cargo: Cargo::Frames(frames), next, received: 0 });
+    }
+
+    /// The next bytes of a frame come, or its blocks.
+    fn frame_piece(&mut self, id: FetchId, frames: Range<u32>) {
+        let packs = self.packs.clone().expect("there are packs");
+        let Some(transfer) = self.transfers.get(&id) else { return };
+        let (frame, received) = (transfer.next as u32, transfer.received);
+        let rest = self.wire(frame..frame + 1) - received;
+        let bytes = rest.min(1 + self.dice.below(20_000));
+        self.transfers.get_mut(&id).unwrap().received += bytes;
+        self.tell(Event::Received(id, bytes));
+        if bytes == rest {
+            for &run in packs.runs(frame) {
+                self.model.set(run, State::Absent, State::Resident);
+                self.tell(Event::Arrived(id, run));
+            }
+            let transfer = self.transfers.get_mut(&id).unwrap();
+            (transfer.next, transfer.received) = (u64::from(frame) + 1, 0);
+        }
+        let delay = 10 + self.dice.below(5_000);
+        let ends = bytes == rest && frame + 1 == frames.end;
+        self.at(delay, if ends { Step::FetchEnds(id, Outcome::Done) } else { Step::Piece(id) });
     }
 
     fn ask(&mut self) {
@@ -280,7 +366,7 @@ impl World {
 
     fn piece(&mut self, id: FetchId) {
         let Some(transfer) = self.transfers.get(&id) else { return };
-        let (next, end) = (transfer.next, transfer.range.end.0);
+        let (cargo, next) = (transfer.cargo.clone(), transfer.next);
         if self.dice.chance(self.faults) {
             self.failures += 1;
             let outcome = match self.dice.below(10) {
@@ -291,6 +377,10 @@ impl World {
             };
             return self.at(1, Step::FetchEnds(id, outcome));
         }
+        let end = match cargo {
+            Cargo::Range(range) => range.end.0,
+            Cargo::Frames(frames) => return self.frame_piece(id, frames),
+        };
         let stop = (next + 1 + self.dice.below(16)).min(end);
         let range = BlockRange::new(next, stop);
         self.model.set(range, State::Absent, State::Filling);
@@ -343,19 +433,42 @@ impl World {
     }
 }
 
+/// Packs of blocks here and there, each frame of a few runs.
+fn packs(dice: &mut Dice, geometry: Geometry) -> Index {
+    let mut runs = Vec::new();
+    let mut at = dice.below(8);
+    while at < geometry.blocks() {
+        let end = (at + 1 + dice.below(12)).min(geometry.blocks());
+        runs.push(BlockRange::new(at, end));
+        at = end + dice.below(9);
+    }
+    // In another order than that of the image.
+    (1..runs.len()).for_each(|at| runs.swap(at, dice.below(at as u64 + 1) as usize));
+    let mut frames = Vec::new();
+    while !runs.is_empty() {
+        let part: Vec<_> = runs.drain(..(1 + dice.below(5) as usize).min(runs.len())).collect();
+        let bytes: u64 = part.iter().map(|&run| geometry.length(run)).sum();
+        frames.push((part, 1 + (bytes / (1 + dice.below(4))) as u32));
+    }
+    Index::of_frames(geometry, &frames)
+}
+
 #[test]
 fn ten_thousand_worlds_keep_every_promise() {
     let mut failures = 0;
     let mut joined = 0;
+    let mut frames = 0;
     for seed in 0..10_000 {
         let run = || {
             let mut world = World::new(seed);
             world.run(60);
-            (world.failures, world.planner.tally.joined)
+            (world.failures, world.planner.tally.joined, world.frames)
         };
-        let (f, j) = std::panic::catch_unwind(run).unwrap_or_else(|_| panic!("seed {seed}"));
+        let (f, j, p) = std::panic::catch_unwind(run).unwrap_or_else(|_| panic!("seed {seed}"));
         failures += f;
         joined += j;
+        frames += p;
     }
+    assert!(frames > 10_000, "only {frames} frames were fetched");
     assert!(failures > 10_000 && joined > 1_000, "the worlds were too kind: {failures} failures, {joined} joined");
 }

@@ -13,6 +13,7 @@
 
 mod belief;
 mod forecast;
+mod script;
 
 use std::collections::HashSet;
 use std::fmt::Debug;
@@ -23,6 +24,7 @@ use crate::link::Link;
 use crate::model::{Model, SequenceId};
 use belief::{Belief, Cursor, Likely};
 pub use forecast::{Conditions, Expectation, Prospects};
+pub use script::Script;
 
 /// Steps of the remembered sessions that are looked at behind a cursor: order is never quite the same twice.
 const BACK: u32 = 6;

@@ -8,8 +8,8 @@
 //! sleep that lasts too long shortens the next one, and so does the time in which the guest looks at what it got. A
 //! flush is done, and its time too is part of the pause that follows, as the recorded pause had one in it.
 //!
-//! *The contents* (`contents`) are made up, so each byte that the guest reads is compared with what must be there:
-//! the published image, or what the guest itself wrote or discarded.
+//! *The contents* (`contents`) of a made-up image can be told, so each byte that the guest reads of one is compared with what
+//! must be there: the published image, or what the guest itself wrote or discarded.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -35,24 +35,41 @@ pub struct Setup<'a> {
     /// Options of the image, `key=value`: its source serves what `contents` makes up, and nothing of it is here yet.
     /// Without a fill, whose bytes could not be told from the others.
     pub options: &'a [String],
-    /// What the image holds.
-    pub contents: PatternSource,
-    /// What follows the guest.
-    pub foresight: Option<Box<dyn Foresight>>,
+    /// Whose image it is.
+    pub image: Subject,
     /// Called with the number of steps done, at each and in between ten times a second; false ends the replay.
     pub go_on: &'a mut dyn FnMut(usize) -> bool,
+}
+
+/// The image that a guest works on.
+pub enum Subject {
+    /// One that was made up for the replay.
+    MadeUp {
+        /// What it holds.
+        contents: PatternSource,
+        /// What follows the guest.
+        foresight: Option<Box<dyn Foresight>>,
+    },
+    /// One of somebody else, with whatever model the options find for it. What the guest reads is not compared.
+    Real,
 }
 
 /// Replays `setup` to the guest's last step; fewer steps in the answer mean that it was ended before. Time begins when
 /// the image is open. Errors: the image cannot be opened, a request failed, or the guest read what it should not.
 pub fn run(setup: Setup<'_>) -> Result<Figures> {
-    let Setup { steps, options, contents, foresight, go_on } = setup;
+    let Setup { steps, options, image: subject, go_on } = setup;
     let (done, inbox) = channel();
     let image = Image::open_with(options, move |completion| {
         let _ = done.send(completion); // nobody listens any more once the replay has been ended
     })?;
-    image.follow(foresight);
-    let guest = Guest { image: &image, inbox, contents: Contents::new(contents), go_on, figures: Figures::default() };
+    let published = match subject {
+        Subject::MadeUp { contents, foresight } => {
+            image.follow(foresight);
+            Some(contents)
+        }
+        Subject::Real => None,
+    };
+    let guest = Guest { image: &image, inbox, contents: Contents::new(published), go_on, figures: Figures::default() };
     let mut figures = guest.work(steps)?;
     let stats = image.stats();
     log::info!("the link as the engine measured it: {} bytes/s, round trip {:.1?}", stats.rate, stats.round_trip);

@@ -1,13 +1,11 @@
 //! Who decides what comes ahead: ours, and what others do, on the same planner and link.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::block::{Block, BlockRange};
+use crate::block::BlockRange;
 use crate::config::{Config, Prefetch};
-use crate::link::Link;
 use crate::model::{Model, SequenceId};
-use crate::predictor::{Candidate, Foresight, Predictor};
+use crate::predictor::{Foresight, Predictor, Script};
 use crate::session::Session;
 
 /// A way to decide what comes ahead of demand.
@@ -83,37 +81,4 @@ fn union(model: &Model) -> Vec<BlockRange> {
         (0..model.sequences().len() as u32).map(|id| (rank(SequenceId(id)), SequenceId(id))).collect();
     ranks.sort_by(|((a, soon_a), _), ((b, soon_b), _)| b.cmp(a).then(soon_a.total_cmp(soon_b)));
     ranks.iter().flat_map(|&(_, id)| model.sequence(id).runs.clone()).collect()
-}
-
-/// A fixed order, whatever the guest does.
-#[derive(Debug)]
-struct Script {
-    candidates: Vec<Candidate>,
-    blocks: HashSet<Block>,
-    /// Those before it are here.
-    next: usize,
-}
-
-impl Script {
-    fn new(ranges: Vec<BlockRange>) -> Self {
-        let blocks = ranges.iter().flat_map(|range| range.iter()).collect();
-        let candidates = ranges.into_iter().map(|range| Candidate { range, probability: 1.0, fill: false }).collect();
-        Self { candidates, blocks, next: 0 }
-    }
-}
-
-impl Foresight for Script {
-    fn touch(&mut self, range: BlockRange) -> bool {
-        range.iter().any(|block| self.blocks.contains(&block))
-    }
-
-    fn plan(&mut self, _: &Link, absent: &dyn Fn(BlockRange) -> bool) {
-        while self.candidates.get(self.next).is_some_and(|candidate| !absent(candidate.range)) {
-            self.next += 1;
-        }
-    }
-
-    fn candidates(&self) -> &[Candidate] {
-        &self.candidates[self.next..]
-    }
 }

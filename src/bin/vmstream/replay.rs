@@ -54,7 +54,7 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
             format!("two sessions are called {twice}, and so would their pictures be: rename one"),
         ));
     }
-    let live = if args.live { Some(Live::start()?) } else { None };
+    let live = if args.live || args.on.is_some() { Some(Live::start()?) } else { None };
     let mut meter = Meter::new(false);
     let mut drawn = Instant::now();
     let mut reports = Vec::with_capacity(sessions.len());
@@ -63,6 +63,14 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
         let model = models.of(number)?;
         let replay = Replay::new(args, path, session);
         let bound = replay.bound();
+        if let (Some(url), Some(live)) = (&args.on, &live) {
+            let lived = replay.lively_on(live, url, &bound, &mut meter)?;
+            if live.interrupted().is_some() {
+                break;
+            }
+            reports.push(Report::new(&replay.name, args.policy.0, &lived, &bound));
+            continue;
+        }
         let (figures, answers) = replay.virtually(model.as_ref(), &bound)?;
         if figures.steps < session.accesses.len() {
             return Err(Error::new(
@@ -190,6 +198,20 @@ impl<'a> Replay<'a> {
             expected,
         };
         live.run(replay, meter)
+    }
+}
+
+impl Replay<'_> {
+    /// In real time on the image at `url`.
+    fn lively_on(&self, live: &Live, url: &str, bound: &Bound, meter: &mut Meter) -> Result<Figures> {
+        let mut options = vec![
+            format!("source={url}"),
+            format!("block_size={}", self.session.geometry.block_bytes()),
+            "fill=off".to_owned(),
+            "sessions=off".to_owned(),
+        ];
+        options.extend(self.args.options.iter().cloned());
+        live.run_on(&self.name, &self.steps, &options, bound.total(), meter)
     }
 }
 

@@ -64,6 +64,14 @@ pub struct ReplayArgs {
     #[arg(long)]
     pub live: bool,
 
+    /// Replay in real time on the image at URL, over whatever link leads there
+    #[arg(long, value_name = "URL", conflicts_with_all = ["live", "fill", "leave_one_out", "model", "policy", "svg", "calibration", "calibration_svg"])]
+    pub on: Option<String>,
+
+    /// An option of the image at URL, such as cacert=FILE or model=off; repeatable
+    #[arg(long = "option", value_name = "KEY=VALUE", requires = "on")]
+    pub options: Vec<String>,
+
     /// Write the figures to FILE, as a JSON array with one object for each session
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -49,6 +49,19 @@ pub struct Replay<'a> {
     pub expected: Duration,
 }
 
+/// A guest that lives in real time.
+struct Life<'a> {
+    name: &'a str,
+    steps: &'a [Step],
+    /// Of the image.
+    options: &'a [String],
+    image: live::Subject,
+    /// About how long it lives, ...
+    expected: Duration,
+    /// ... and at most, if there is a limit.
+    limit: Option<Duration>,
+}
+
 impl Live {
     /// From now on a signal ends what goes on.
     pub fn start() -> Result<Self> {
@@ -78,10 +91,7 @@ impl Live {
             cuts: Vec::new(),
         };
         let origin = Origin::start(image.clone(), shape)?;
-        let cache = tempfile::Builder::new()
-            .prefix("vmstream-replay-")
-            .tempdir()
-            .map_err(|e| Error::io(format_args!("cannot make a directory in {}", std::env::temp_dir().display()), e))?;
+        let cache = nobodys_cache()?;
         let prefetch = match config.prefetch {
             Prefetch::None => "none",
             Prefetch::Readahead => "readahead",
@@ -100,18 +110,9 @@ impl Live {
         ];
         log::info!("{name}: live, about {:.0} s", expected.as_secs_f64());
         let limit = PATIENCE_MIN + expected * SLOWNESS_MAX;
-        let began = Instant::now();
-        let mut drawn = None;
-        let mut go_on = |done: usize| {
-            if drawn.is_none_or(|at: Instant| at.elapsed() >= DRAW_EVERY) {
-                drawn = Some(Instant::now());
-                let (now, all) = (began.elapsed().as_secs(), expected.as_secs());
-                meter.show(&format!("{name}: step {done} of {}, {now} s of about {all}", steps.len()));
-            }
-            self.interrupted().is_none() && began.elapsed() < limit
-        };
-        let setup = live::Setup { steps, options: &options, contents: image, foresight, go_on: &mut go_on };
-        let figures = live::run(setup).map_err(|e| Error::new(e.errno(), format!("{name}: {e}")))?;
+        let image = live::Subject::MadeUp { contents: image, foresight };
+        let life = Life { name, steps, options: &options, image, expected, limit: Some(limit) };
+        let figures = self.live(life, meter)?;
         if figures.steps < steps.len() && self.interrupted().is_none() {
             return Err(Error::new(
                 errno::ETIMEDOUT,
@@ -126,4 +127,44 @@ impl Live {
         }
         Ok(figures)
     }
+
+    /// Replays on the image that `options` say, which is somebody's, over the link that leads to it; `oracle` is how long it
+    /// takes at best. Without limit: nobody knows how slow that link is.
+    pub fn run_on(
+        &self,
+        name: &str,
+        steps: &[Step],
+        options: &[String],
+        oracle: Duration,
+        meter: &mut Meter,
+    ) -> Result<Figures> {
+        let cache = nobodys_cache()?;
+        let mut options = options.to_vec();
+        options.push(format!("cache={}", cache.path().display()));
+        let image = live::Subject::Real;
+        self.live(Life { name, steps, options: &options, image, expected: oracle, limit: None }, meter)
+    }
+
+    /// Lets the guest live until its last step, a signal or the limit.
+    fn live(&self, life: Life<'_>, meter: &mut Meter) -> Result<Figures> {
+        let Life { name, steps, options, image, expected, limit } = life;
+        let began = Instant::now();
+        let mut drawn = None;
+        let mut go_on = |done: usize| {
+            if drawn.is_none_or(|at: Instant| at.elapsed() >= DRAW_EVERY) {
+                drawn = Some(Instant::now());
+                let (now, all) = (began.elapsed().as_secs(), expected.as_secs());
+                meter.show(&format!("{name}: step {done} of {}, {now} s of about {all}", steps.len()));
+            }
+            self.interrupted().is_none() && limit.is_none_or(|limit| began.elapsed() < limit)
+        };
+        let setup = live::Setup { steps, options, image, go_on: &mut go_on };
+        live::run(setup).map_err(|e| Error::new(e.errno(), format!("{name}: {e}")))
+    }
+}
+
+/// A directory for a cache that goes with the replay.
+fn nobodys_cache() -> Result<tempfile::TempDir> {
+    let made = tempfile::Builder::new().prefix("vmstream-replay-").tempdir();
+    made.map_err(|e| Error::io(format_args!("cannot make a directory in {}", std::env::temp_dir().display()), e))
 }
