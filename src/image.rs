@@ -468,10 +468,7 @@ impl Image {
         // First, so that nothing that the learner fetches from the image's source holds up the end.
         self.engine.cancel();
         self.learner.stop();
-        let stopped = self.engine.stop();
-        // Now the session is written to its end.
-        self.uploader.finish();
-        stopped
+        self.uploader.finish_after(|| self.engine.stop())
     }
 
     /// Closes a complete image and removes its journal: what is left is an ordinary raw file.
@@ -485,9 +482,7 @@ impl Image {
         if let Some(published) = self.published() {
             published.forget_pointer();
         }
-        let finished = self.engine.finish();
-        self.uploader.finish();
-        finished
+        self.uploader.finish_after(|| self.engine.finish())
     }
 }
 

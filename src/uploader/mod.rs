@@ -114,6 +114,13 @@ impl Uploader {
         idle
     }
 
+    /// Ends the image as `end` does, which writes the session to its end, and then itself; answers what `end` did.
+    pub fn finish_after<T>(&self, end: impl FnOnce() -> T) -> T {
+        let ended = end();
+        self.finish();
+        ended
+    }
+
     /// Sends what is left, the session that has just ended included, for some seconds at most, and ends the thread. The
     /// writer of that session must be gone.
     pub fn finish(&self) {
