@@ -6,6 +6,7 @@
 #   test    what `make test` needs on top of both
 #   uml     what `make uml` needs: a kernel is built
 #   qemu    what `make qemu` needs on top of build
+#   page    what the test of the server's pages needs: a browser
 #   nbdkit  what `make nbdkit` and the test of that plugin need
 #
 # Nothing happens when all commands are found, so every script may call this first. Only missing packages are
@@ -54,6 +55,7 @@ qemu:/usr/include/liburing.h:liburing-dev
 qemu:/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
 qemu:/usr/share/qemu/linuxboot_dma.bin:qemu-system-data
 qemu:/usr/share/seabios/bios-256k.bin:seabios
+page:chromium:chromium
 nbdkit:cc:gcc
 nbdkit:make:make
 nbdkit:nbdkit:nbdkit
@@ -63,7 +65,7 @@ nbdkit:qemu-io:qemu-utils
 nbdkit:fio:fio
 "
 
-[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|nbdkit|qemu|uml ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|page|nbdkit|qemu|uml ..." >&2; exit 2; }
 
 present() {
     case $1 in
@@ -86,7 +88,7 @@ for group in "$@"; do
         known=yes
         present "$what" || missing+=("$package")
     done <<<"$needs"
-    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test, nbdkit, qemu and uml" >&2; exit 2; }
+    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test, page, nbdkit, qemu and uml" >&2; exit 2; }
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

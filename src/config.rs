@@ -78,6 +78,30 @@ impl ModelChoice {
     }
 }
 
+/// Whether sessions are sent to whoever publishes the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upload {
+    /// Nothing is sent.
+    Off,
+    /// To where the image's pointer says.
+    On,
+    /// To this URL.
+    To(String),
+}
+
+impl Upload {
+    /// Reads `on`, `off` or a URL.
+    pub fn parse(key: &str, value: &str) -> Result<Self> {
+        let web = |scheme: &&str| value.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme));
+        match value {
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            url if ["http://", "https://"].iter().any(web) => Ok(Self::To(url.to_owned())),
+            _ => Err(Error::option(key, value, "must be on, off or a URL")),
+        }
+    }
+}
+
 /// Options of HTTP sources.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
@@ -140,6 +164,10 @@ pub struct Config {
     pub sessions: Sessions,
     /// `sessions_max=64M`: bytes of all sessions in that directory; the oldest go.
     pub sessions_bytes_max: u64,
+    /// `upload=off|on|URL`: sends recorded sessions of a published image, block numbers and times, to its publisher.
+    pub upload: Upload,
+    /// `upload_token=FILE`: a file whose first line lets sessions in there.
+    pub upload_token: Option<PathBuf>,
     /// `ring=1024`: misses that may wait for the engine, a power of two.
     pub ring: usize,
     /// `pending_max=16384`: requests that may be unanswered at once.
@@ -177,6 +205,8 @@ impl Default for Config {
             model: ModelChoice::Auto,
             sessions: Sessions::Beside,
             sessions_bytes_max: 64 << 20,
+            upload: Upload::Off,
+            upload_token: None,
             ring: 1024,
             pending_max: 16 << 10,
         }
@@ -258,6 +288,8 @@ impl Config {
                     return Err(bad("must be at least 256K; sessions=off records nothing"));
                 }
             }
+            "upload" => self.upload = Upload::parse(key, value)?,
+            "upload_token" => self.upload_token = Some(PathBuf::from(value)),
             "ring" => {
                 self.ring = number(key, value, 2, 1 << 20)?;
                 if !self.ring.is_power_of_two() {

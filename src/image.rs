@@ -21,6 +21,7 @@ use crate::stats::{CALM_RISK, Forecast, ModelInUse, Stats};
 use crate::store::{Cache, Place};
 use crate::sys::{FileMap, with_signals_blocked};
 use crate::time::Moment;
+use crate::uploader::Uploader;
 
 /// A disk image that is being streamed.
 ///
@@ -42,6 +43,8 @@ pub struct Image {
     /// Before the engine, which it uses.
     learner: Learner,
     engine: Engine,
+    /// Behind the engine, whose end writes the last of a session.
+    uploader: Uploader,
     map: OnceLock<FileMap>,
     opened: Moment,
 }
@@ -152,14 +155,16 @@ impl Image {
         let subject = Subject::now(&identity, geometry);
         let writer = sessions.map(|directory| session::Writer::new(directory, subject.clone()));
         let complete = gate.states.resident_count() == geometry.blocks();
+        let published = source.published();
         let engine = Engine::start(gate, store, journal, source, notifier, writer, &config)?;
+        let uploader = Uploader::start(&config, &subject, published);
         let learner = match config.model {
             ModelChoice::Off => Learner::idle("model=off"),
             _ if config.bulk => Learner::idle("nobody waits for single blocks (bulk=on)"),
             _ if complete => Learner::idle("the image is complete"),
             _ => Learner::start(&config, subject, engine.follower()),
         };
-        Ok(Self { learner, engine, map: OnceLock::new(), opened: Moment::now() })
+        Ok(Self { learner, uploader, engine, map: OnceLock::new(), opened: Moment::now() })
     }
 
     /// From now on follows the guest with a foresight of the caller's own, which knows nothing of what was touched
@@ -463,7 +468,7 @@ impl Image {
         // First, so that nothing that the learner fetches from the image's source holds up the end.
         self.engine.cancel();
         self.learner.stop();
-        self.engine.stop()
+        self.uploader.finish_after(|| self.engine.stop())
     }
 
     /// Closes a complete image and removes its journal: what is left is an ordinary raw file.
@@ -477,7 +482,7 @@ impl Image {
         if let Some(published) = self.published() {
             published.forget_pointer();
         }
-        self.engine.finish()
+        self.uploader.finish_after(|| self.engine.finish())
     }
 }
 

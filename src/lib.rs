@@ -99,6 +99,7 @@ mod sync;
 mod sys;
 pub mod time;
 pub mod tree;
+pub mod uploader;
 
 pub use error::{Error, Result};
 pub use gate::{Answer, Op};

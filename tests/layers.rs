@@ -17,7 +17,7 @@ const LAYERS: [&[&str]; 5] = [
     &["error", "time", "sync", "counters", "stats", "block", "config", "sys"],
     &["link", "notify", "tree", "source", "store", "gate", "session", "model", "packs", "predictor"],
     &["planner"],
-    &["engine", "learner", "image", "replay"],
+    &["engine", "learner", "uploader", "image", "replay"],
     &["capi"],
 ];
 

@@ -18,9 +18,11 @@
 //! | [`learning::drift`] | how soon does it follow a change of the work? |
 //! | [`learning::retention`] | what does a small model keep of a rare kind of work? |
 //! | [`learning::poison`] | and does it take harm from sessions that are no work? |
+//! | [`crowd`] | do five hundred clients of one server get fair shares? |
 //! | [`demand_under_fill`] | how long does a guest wait behind the fill? |
 
 mod allocations;
+mod crowd;
 mod demand_http;
 mod demand_under_fill;
 mod dice;
@@ -41,7 +43,7 @@ mod table;
 use std::process::{Command, ExitCode};
 
 /// The parts in the order in which they run, the short ones first.
-const PARTS: [(&str, fn()); 12] = [
+const PARTS: [(&str, fn()); 13] = [
     ("gate", gate::run),
     ("miss", miss::run),
     ("sparse", sparse::run),
@@ -53,6 +55,7 @@ const PARTS: [(&str, fn()); 12] = [
     ("poison", learning::poison),
     ("demand_http", demand_http::run),
     ("demand_under_fill", demand_under_fill::run),
+    ("crowd", crowd::run),
     ("fetch", fetch::run),
 ];
 

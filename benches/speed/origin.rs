@@ -55,7 +55,7 @@ impl Origin {
         let configuration = format!(
             "daemon off; worker_processes 1; pid {at}/pid; error_log {at}/error;
              user root;
-             events {{ worker_connections 64; }}
+             events {{ worker_connections 1024; }}
              http {{
                  access_log off; sendfile on; tcp_nodelay on; keepalive_requests 1000000000; keepalive_timeout 600;
                  client_body_temp_path {at}/a; proxy_temp_path {at}/b; fastcgi_temp_path {at}/c;

@@ -76,6 +76,34 @@ pub struct Recording {
     pub lost_bytes: u64,
 }
 
+impl Recording {
+    /// The same with nothing in it but the image, numbers of blocks and times: what may leave the machine it was made on.
+    /// Left out are marks, the time of day, the image's date, flushes, and where in a block an access began or ended; a
+    /// write keeps its kind for blocks that it covers, as their old contents were not needed, and counts as a read of the
+    /// others.
+    pub fn anonymous(&self) -> Self {
+        let geometry = self.session.geometry;
+        let mut accesses = Vec::with_capacity(self.session.accesses.len());
+        for access in self.session.accesses.iter().filter(|access| access.op != Op::Flush) {
+            let reads = needs(geometry, access.op, access.offset, access.length).map(|range| (Op::Read, range));
+            let covered = match access.op {
+                Op::Read | Op::Flush => None,
+                op => Some((op, geometry.covered(access.offset, access.length))),
+            };
+            let parts = reads.into_iter().chain(covered).filter(|(_, range)| !range.is_empty());
+            for (op, range) in parts {
+                let (offset, length) = (geometry.offset(range), geometry.length(range));
+                accesses.push(Access { op, offset, length, ..*access });
+            }
+        }
+        Self {
+            subject: Subject { validator: self.subject.validator.clone(), ..Subject::nameless(geometry) },
+            session: Session { geometry, accesses, marks: Vec::new() },
+            lost_bytes: 0,
+        }
+    }
+}
+
 /// The first time that a session needed a block, on the guest's own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Touch {

@@ -103,6 +103,11 @@ impl Client {
         self.stream.get_mut().write_all(text.as_bytes()).unwrap();
     }
 
+    /// A body, of which the server may not want to read all.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        let _ = self.stream.get_mut().write_all(bytes);
+    }
+
     /// Reads status and headers.
     pub fn head(&mut self) -> Answer {
         let mut line = || {

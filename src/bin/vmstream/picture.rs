@@ -6,6 +6,7 @@
 //! clock and no font, so the same input gives the same bytes.
 
 pub mod calibration;
+pub mod curve;
 mod flow;
 mod heat;
 pub mod model;

@@ -9,32 +9,49 @@
 //! | [`exchange`], [`access`], [`stats`] | what is logged and counted |
 //! | [`link`] | the pacing model; pure |
 //! | [`shaped`], [`alarm`] | a connection on the shaped link, and exact timers |
+//! | [`images`] | what is published in the directory |
+//! | [`collect`], [`token`], [`clients`], [`history`] | sessions that are sent: who may, what is kept of them, and where |
+//! | [`schedule`], [`retrain`], [`lesson`], [`teaching`] | when they are learnt, on which thread, how, and which |
+//! | [`portal`], [`curve`], [`metrics`] | pages for people, the learning curve, counters for Prometheus |
+//! | [`args`], [`limits`] | the arguments, and how many connections there may be |
 //!
-//! This file has the arguments, accepts connections and ends them. It is an origin for demonstrations, tests and
-//! small groups: HTTP/1.1 without TLS, no limits by client. What it serves works from any web server as well.
+//! This file accepts connections and ends them. It is an origin for demonstrations, tests and small groups: HTTP/1.1
+//! without TLS. What it serves works from any web server as well; only collecting sessions needs it.
 
 mod access;
 mod alarm;
 mod answer;
+mod args;
+mod clients;
+mod collect;
 mod conditions;
 mod content;
+mod curve;
 mod exchange;
+mod history;
+mod images;
+mod lesson;
+mod limits;
 pub mod link;
+mod metrics;
+mod portal;
 pub mod range;
+mod retrain;
+mod schedule;
 pub mod shaped;
 mod stats;
+mod teaching;
+mod token;
 mod tree;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use clap::Args;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -42,21 +59,27 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use vmstream::config::{parse_duration, parse_rate, parse_size};
 use vmstream::error::{Error, Result};
 
+use crate::Outcome;
+use crate::publish::learn::republish_at;
+use crate::publish::site;
+use crate::publish::stop::Stop;
 use crate::signals::{self, Event};
-use crate::{Outcome, parse_with};
 use access::AccessLog;
 use answer::Site;
-use link::Shape;
+pub use args::ServeArgs;
+use clients::Address;
+use collect::{Collector, Rules};
+use images::Images;
+use metrics::Tally;
+use portal::Portal;
+use schedule::Schedule;
 use shaped::{Shaped, SharedLink};
 use stats::Stats;
+use token::Tokens;
 use tree::Tree;
 
-/// Most connections at once; more wait in the queue of the socket. Each needs two file descriptors while a
-/// file is sent, and 1024 is the usual limit of a process.
-const CONNECTIONS_MAX: usize = 480;
 /// How long a connection may stay without a request: longer than clients keep one ready for its next use, short
 /// enough that those of dead clients do not pile up.
 const IDLE_MAX: Duration = Duration::from_secs(300);
@@ -64,80 +87,6 @@ const IDLE_MAX: Duration = Duration::from_secs(300);
 const GRACE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept: with no descriptor left, trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Least window: one piece on a slow link.
-const WINDOW_BYTES_MIN: u64 = 4 << 10;
-/// Largest window: bounds what one connection can hold in memory.
-const WINDOW_BYTES_MAX: u64 = 64 << 20;
-
-/// Serve the files of a directory over HTTP, for images to be streamed from
-///
-/// Answers GET and HEAD with ranges and conditions. Files and directories whose names begin with a dot are not
-/// served, nor is anything outside DIR that a symbolic link leads to. With --rate, --rtt or --down all connections
-/// share one shaped link, so that on one machine things go as they would over a slow line.
-///
-/// SIGINT or SIGTERM lets responses under way end, for ten seconds at most; a second signal ends at once. SIGUSR1
-/// writes the statistics.
-#[derive(Args)]
-pub struct ServeArgs {
-    /// Directory to serve
-    pub dir: PathBuf,
-
-    /// Address and port to listen on; port 0 takes any free one
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
-    pub listen: String,
-
-    /// Write the port to this file when ready, instead of printing the URL
-    #[arg(long, value_name = "FILE")]
-    pub port_file: Option<PathBuf>,
-
-    /// Rate of the link towards the clients, such as 25mbit
-    #[arg(long, value_parser = |s: &str| parse_with(s, parse_rate))]
-    pub rate: Option<u64>,
-
-    /// Round-trip time of the link, such as 50ms
-    #[arg(long, value_name = "TIME", default_value = "0", value_parser = |s: &str| parse_with(s, parse_duration))]
-    pub rtt: Duration,
-
-    /// Most bytes of one connection in the queue of the link
-    #[arg(long, value_name = "SIZE", default_value = "256K", value_parser = window)]
-    pub window: usize,
-
-    /// Cut the link from one time after the start to another, such as 10s..40s; repeatable
-    #[arg(long, value_name = "FROM..TO", value_parser = cut)]
-    pub down: Vec<Range<Duration>>,
-
-    /// Write statistics to this file at the end and on SIGUSR1, as JSON
-    #[arg(long, value_name = "FILE")]
-    pub stats: Option<PathBuf>,
-
-    /// Log each answer to this file, with times in microseconds
-    #[arg(long, value_name = "FILE")]
-    pub access_log: Option<PathBuf>,
-}
-
-fn window(text: &str) -> std::result::Result<usize, String> {
-    let bytes = parse_with(text, parse_size)?;
-    let allowed = WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX;
-    let in_range = usize::try_from(bytes).ok().filter(|_| allowed.contains(&bytes));
-    in_range.ok_or_else(|| format!("must be from {WINDOW_BYTES_MIN} to {WINDOW_BYTES_MAX} bytes"))
-}
-
-fn cut(text: &str) -> std::result::Result<Range<Duration>, String> {
-    let (from, to) = text.split_once("..").ok_or("must be two times, such as 10s..40s")?;
-    let cut = parse_with(from, parse_duration)?..parse_with(to, parse_duration)?;
-    if cut.is_empty() {
-        return Err("must end after it begins".to_owned());
-    }
-    Ok(cut)
-}
-
-impl ServeArgs {
-    fn shape(&self) -> Shape {
-        let mut cuts = self.down.clone();
-        cuts.sort_by_key(|cut| cut.start);
-        Shape { rate_bytes_s: self.rate, round_trip: self.rtt, window_bytes: self.window, cuts }
-    }
-}
 
 /// What the signal thread tells the server.
 #[derive(Clone, Copy, Default)]
@@ -172,6 +121,30 @@ struct Server<'a> {
     site: Arc<Site>,
     stats: Arc<Stats>,
     link: Option<Arc<SharedLink>>,
+    connections_max: usize,
+}
+
+/// Takes sessions and learns from them, if that is wanted. `None`: it is not.
+fn collector(args: &ServeArgs, images: &Images, tally: &Arc<Tally>) -> Result<Option<Arc<Collector>>> {
+    let how = &args.collecting;
+    if !how.collect {
+        return Ok(None);
+    }
+    let rules = Rules {
+        tokens: how.token.as_deref().map(Tokens::load).transpose()?,
+        per_minute: how.session_rate,
+        history_bytes: how.history,
+        behind_proxy: how.behind_proxy,
+    };
+    let schedule = Arc::new(Schedule::new(how.retrain_after, how.retrain_every));
+    let collector = Arc::new(Collector::new(images.clone(), rules, schedule.clone())?);
+    let publish = |dir: &Path, name: &str, model: &[u8], still: &dyn Fn() -> Result<()>| {
+        let desk = site::Site::open(dir)?.desk(name)?;
+        still()?;
+        republish_at(&desk, model, &Stop::default()).map(drop)
+    };
+    retrain::start(collector.clone(), schedule, tally.clone(), publish)?;
+    Ok(Some(collector))
 }
 
 impl Server<'_> {
@@ -188,7 +161,11 @@ impl Server<'_> {
         } else {
             Some(Arc::new(SharedLink::new(shape).map_err(|e| Error::io("cannot start the link's thread", e))?))
         };
-        let server = Server { args, site: Arc::new(Site::new(tree, stats.clone(), access)), stats, link };
+        let (images, tally) = (Images::new(&args.dir), Arc::new(Tally::default()));
+        let collector = collector(args, &images, &tally)?;
+        let portal = Portal::new(images, stats.clone(), collector.is_some());
+        let site = Arc::new(Site::new(tree, stats.clone(), access, portal, collector, tally));
+        let server = Server { args, site, stats, link, connections_max: limits::connections_max() };
         server.announce(address)?;
         server.accept(listener, ordered).await;
         server.report()
@@ -213,7 +190,7 @@ impl Server<'_> {
         let mut reports = 0;
         while !ordered.borrow().stop {
             tokio::select! {
-                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                accepted = listener.accept(), if connections.len() < self.connections_max => match accepted {
                     Ok((socket, peer)) => self.begin(&mut connections, socket, peer, &ordered),
                     Err(error) => {
                         log::warn!("cannot accept a connection: {error}");
@@ -248,15 +225,15 @@ impl Server<'_> {
         peer: SocketAddr,
         ordered: &watch::Receiver<Orders>,
     ) {
-        self.stats.connection();
         // Headers and the last bytes of a body must not wait for an acknowledgement.
         if let Err(error) = socket.set_nodelay(true) {
             log::debug!("{peer}: {error}");
         }
         let (site, ordered) = (self.site.clone(), ordered.clone());
+        let guest = Guest::new(self.stats.clone(), peer);
         match &self.link {
-            None => _ = connections.spawn(converse(socket, peer, site, ordered)),
-            Some(link) => _ = connections.spawn(converse(Shaped::new(socket, link.clone()), peer, site, ordered)),
+            None => _ = connections.spawn(converse(socket, guest, site, ordered)),
+            Some(link) => _ = connections.spawn(converse(Shaped::new(socket, link.clone()), guest, site, ordered)),
         }
     }
 
@@ -267,14 +244,36 @@ impl Server<'_> {
     }
 }
 
+/// A connection, counted for as long as it lasts.
+struct Guest {
+    stats: Arc<Stats>,
+    peer: SocketAddr,
+}
+
+impl Guest {
+    fn new(stats: Arc<Stats>, peer: SocketAddr) -> Self {
+        stats.connection();
+        stats.recent.came(Address::from(peer.ip()), Instant::now());
+        Self { stats, peer }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.stats.disconnection();
+        self.stats.recent.went(Address::from(self.peer.ip()), Instant::now());
+    }
+}
+
 /// Speaks HTTP on one connection until it ends, or until the response under way ends once the order to stop is
 /// there.
 async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: SocketAddr,
+    guest: Guest,
     site: Arc<Site>,
     mut ordered: watch::Receiver<Orders>,
 ) {
+    let peer = guest.peer;
     let service = service_fn(move |request| {
         let site = site.clone();
         async move { Ok::<_, Infallible>(site.answer(peer, request).await) }
@@ -302,20 +301,4 @@ async fn converse(
 async fn stop_ordered(ordered: &mut watch::Receiver<Orders>) {
     // An error means that the signal thread is gone, which it never is before the process.
     let _ = ordered.wait_for(|orders| orders.stop).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cuts_and_windows_are_checked() {
-        assert_eq!(cut("10s..40s"), Ok(Duration::from_secs(10)..Duration::from_secs(40)));
-        assert_eq!(cut("0..500ms"), Ok(Duration::ZERO..Duration::from_millis(500)));
-        for bad in ["10s", "40s..10s", "1s..1s", "a..b", "..", "1s.."] {
-            assert!(cut(bad).is_err(), "{bad}");
-        }
-        assert_eq!(window("64K"), Ok(65536));
-        assert!(window("1K").is_err() && window("1G").is_err() && window("x").is_err());
-    }
 }

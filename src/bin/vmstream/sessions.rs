@@ -1,4 +1,4 @@
-//! `vmstream sessions`: what was recorded beside a cache.
+//! `vmstream sessions`: what was recorded beside a cache, to be looked at or sent to the image's publisher.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
+use vmstream::config::Config;
 use vmstream::error::{Error, Result};
 use vmstream::session::{self, Directory, Recording};
+use vmstream::uploader;
 
 use crate::{Outcome, progress};
 
 /// List the sessions recorded beside a cache: when, how long, what they needed and how they waited
 ///
-/// Only reads, so it is safe while the cache is in use; of a session that goes on it shows what has been written.
+/// Only reads, so it is safe while the cache is in use; of a session that goes on it shows what has been written. With
+/// --send nothing is listed.
 #[derive(Args)]
 pub struct SessionsArgs {
     /// The directory given to --cache, or one given as sessions=DIR
@@ -22,6 +25,14 @@ pub struct SessionsArgs {
     /// Print a JSON array of objects instead of lines for a person
     #[arg(long)]
     pub json: bool,
+
+    /// Send the sessions that were not sent there yet to the publisher at this URL: numbers of blocks and times only
+    #[arg(long, value_name = "URL", conflicts_with = "json")]
+    pub send: Option<String>,
+
+    /// The file whose first line is the token that lets sessions in there
+    #[arg(long, value_name = "FILE", requires = "send")]
+    pub token: Option<PathBuf>,
 }
 
 /// What `--json` prints of each session. The keys are part of the tool's interface: they are added to, never renamed.
@@ -65,6 +76,9 @@ impl Row {
 /// Prints the sessions to standard output, the oldest first. A file that cannot be read is said and passed over.
 pub fn run(args: &SessionsArgs) -> Result<Outcome> {
     let directory = session::directory::find(&args.cache)?;
+    if let Some(url) = &args.send {
+        return send(&Directory::new(&directory, 0), url, args.token.as_deref());
+    }
     let mut rows = Vec::new();
     for path in Directory::new(&directory, 0).list()? {
         match session::load(&path) {
@@ -79,6 +93,15 @@ pub fn run(args: &SessionsArgs) -> Result<Outcome> {
     };
     // A reader that went away (`| head -1`) is no failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(Outcome::Done)
+}
+
+/// Sends sessions and says how many.
+fn send(directory: &Directory, url: &str, token: Option<&Path>) -> Result<Outcome> {
+    let token = token.map(uploader::read_token).transpose()?;
+    let sent = uploader::send_all(directory, url, &Config::default().http, token.as_deref())?;
+    // A reader that went away is no failure.
+    let _ = writeln!(std::io::stdout(), "{sent}");
     Ok(Outcome::Done)
 }
 

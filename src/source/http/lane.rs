@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ureq::http::{Request, Response};
 use ureq::tls::TlsConfig;
 use ureq::unversioned::transport::DefaultConnector;
-use ureq::{Agent, Body};
+use ureq::{Agent, AsSendBody, Body};
 
 use super::dialer::{Dialer, NoLookup};
 use super::failure::Failure;
@@ -115,12 +115,12 @@ impl Lane {
 
     /// Sends a request and waits for the head of its answer. A connection that turns out to have been dropped
     /// while it was idle is replaced and the request repeated, once and unseen.
-    pub fn send(
+    pub fn send<B: AsSendBody>(
         &mut self,
         wiring: &Wiring,
         https: bool,
         route: &Route,
-        request: impl Fn() -> Request<()>,
+        request: impl Fn() -> Request<B>,
         reached: bool,
     ) -> Result<Response<Body>, Failure> {
         let kind = (https, route.tunnel.is_some() || route.forward.is_some());

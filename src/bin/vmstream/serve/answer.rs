@@ -6,21 +6,27 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HOST, HeaderName, HeaderValue,
-    LAST_MODIFIED, LOCATION, RANGE,
+    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HOST, HeaderName,
+    HeaderValue, LAST_MODIFIED, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 use rustix::io::Errno;
 
 use super::access::AccessLog;
+use super::collect::{self, Collector, Reply};
 use super::conditions::{Validators, Verdict, judge};
 use super::content::{Buffers, Content};
 use super::exchange::Exchange;
+use super::metrics::{self, Tally};
+use super::portal::{self, Page, Portal, View, html};
 use super::range::{Wanted, wanted};
 use super::stats::Stats;
 use super::tree::{self, Entry, Listed, Malformed, Name, Stamp, Tree};
+
+/// Where the counters are, unless a file is called so.
+const METRICS: &str = "/metrics";
 
 /// All that answering needs; shared by all connections.
 #[derive(Debug)]
@@ -29,12 +35,24 @@ pub struct Site {
     stats: Arc<Stats>,
     access: Option<Arc<AccessLog>>,
     buffers: Arc<Buffers>,
+    portal: Arc<Portal>,
+    collector: Option<Arc<Collector>>,
+    tally: Arc<Tally>,
 }
 
 impl Site {
-    /// A site that serves `tree`, counts in `stats` and logs to `access`.
-    pub fn new(tree: Tree, stats: Arc<Stats>, access: Option<Arc<AccessLog>>) -> Self {
-        Self { tree: Arc::new(tree), stats, access, buffers: Arc::default() }
+    /// A site that serves `tree` and the pages of `portal`, counts in `stats` and logs to `access`. Sessions go to
+    /// `collector`, and what becomes of them to `tally`.
+    pub fn new(
+        tree: Tree,
+        stats: Arc<Stats>,
+        access: Option<Arc<AccessLog>>,
+        portal: Portal,
+        collector: Option<Arc<Collector>>,
+        tally: Arc<Tally>,
+    ) -> Self {
+        let (tree, portal) = (Arc::new(tree), Arc::new(portal));
+        Self { tree, stats, access, buffers: Arc::default(), portal, collector, tally }
     }
 
     /// Answers one request; what goes wrong is an answer too.
@@ -47,6 +65,13 @@ impl Site {
             .map(|value| String::from_utf8_lossy(value.as_bytes()).escape_debug().to_string());
         let exchange =
             Exchange::new(peer, method.clone(), path.clone(), range, self.stats.clone(), self.access.clone());
+        if let (&Method::POST, Some(collector)) = (&method, &self.collector)
+            && let Some(name) = path.strip_prefix(collect::PATH)
+        {
+            let reply = collector.take(peer, name, request).await;
+            self.tally.session(reply.status);
+            return judged(&reply, exchange);
+        }
         if method != Method::GET && method != Method::HEAD {
             let refusal = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here", exchange);
             return with(refusal, ALLOW, "GET, HEAD");
@@ -59,7 +84,20 @@ impl Site {
             Ok(None) => return plain(StatusCode::NOT_FOUND, "no such file", exchange),
             Err(Malformed) => return plain(StatusCode::BAD_REQUEST, "broken percent-encoding in the path", exchange),
         };
+        if name.is_top() {
+            let host = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
+            match self.page(request.uri().query(), host.unwrap_or_default()).await {
+                Ok(Some(page)) => return shown(page, method == Method::HEAD, exchange),
+                Ok(None) => {}
+                Err(error) => return failure(&error, exchange),
+            }
+        }
         match self.find(&name).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path == METRICS => {
+                let text = metrics::text(&self.stats, &self.tally);
+                let answer = respond(StatusCode::OK, |exchange| Content::text(text, exchange), exchange);
+                with(answer, CONTENT_TYPE, metrics::CONTENT_TYPE)
+            }
             Ok(Entry::File(..)) if name.slash => plain(StatusCode::NOT_FOUND, "no such directory", exchange),
             Ok(Entry::File(file, stamp)) => self.file(&request, &name, file, stamp, exchange),
             Ok(Entry::Directory(_)) if !name.slash => {
@@ -70,6 +108,14 @@ impl Site {
             Ok(Entry::Directory(directory)) => listing(&name, directory, exchange).await,
             Err(error) => failure(&error, exchange),
         }
+    }
+
+    /// The page for people that stands at the top; `None` where a list of files does.
+    async fn page(&self, query: Option<&str>, host: String) -> io::Result<Option<Page>> {
+        let Some(view) = View::parse(query) else { return Ok(None) };
+        let portal = self.portal.clone();
+        let drawn = tokio::task::spawn_blocking(move || portal.page(&view, &host)).await.map_err(io::Error::other)?;
+        drawn.map_err(io::Error::other)
     }
 
     async fn find(&self, name: &Name) -> io::Result<Entry> {
@@ -129,6 +175,33 @@ impl Site {
     }
 }
 
+/// The answer to a session.
+fn judged(reply: &Reply, exchange: Exchange) -> Response<Content> {
+    let mut answer = plain(reply.status, &reply.text, exchange);
+    if reply.status == StatusCode::UNAUTHORIZED {
+        answer = with(answer, WWW_AUTHENTICATE, "Bearer");
+    }
+    match reply.retry_after {
+        Some(wait) => with(answer, RETRY_AFTER, &wait.as_secs_f64().ceil().to_string()),
+        None => answer,
+    }
+}
+
+/// The answer that shows a page.
+fn shown(page: Page, head_only: bool, exchange: Exchange) -> Response<Content> {
+    let (kind, text) = match page {
+        Page::Html(text) => ("text/html; charset=utf-8", Bytes::from(text)),
+        Page::Svg(text) => ("image/svg+xml", Bytes::from(text.as_bytes().to_vec())),
+    };
+    let length = text.len();
+    let body = if head_only { Bytes::new() } else { text };
+    let answer = respond(StatusCode::OK, |exchange| Content::text(body, exchange), exchange);
+    let answer = with(answer, CONTENT_LENGTH, &length.to_string());
+    let answer = with(answer, CONTENT_TYPE, kind);
+    let answer = with(answer, CONTENT_SECURITY_POLICY, portal::POLICY);
+    with(answer, X_CONTENT_TYPE_OPTIONS, "nosniff")
+}
+
 /// The range that is asked for. Ranges are defined for GET only, and two Range headers are as good as none.
 fn requested(request: &Request<Incoming>, size: u64, holds: bool) -> Wanted {
     let mut values = request.headers().get_all(RANGE).iter();
@@ -161,10 +234,6 @@ fn page(url: &str, listed: &[Listed]) -> String {
         page += &format!("{size:>15}  <a href=\"./{link}{slash}\">{text}{slash}</a>\n");
     }
     page + "</pre>\n"
-}
-
-fn html(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// By extension. What is not known is bytes, so that a browser saves it and shows nothing by guess.
@@ -207,7 +276,7 @@ fn plain(status: StatusCode, text: &str, exchange: Exchange) -> Response<Content
 }
 
 fn respond(status: StatusCode, content: impl FnOnce(Exchange) -> Content, mut exchange: Exchange) -> Response<Content> {
-    exchange.status = status;
+    exchange.answer(status);
     let mut response = Response::new(content(exchange));
     *response.status_mut() = status;
     response

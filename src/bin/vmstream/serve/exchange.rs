@@ -21,8 +21,9 @@ pub struct Exchange {
     began: Instant,
     stats: Arc<Stats>,
     access: Option<Arc<AccessLog>>,
-    /// Status of the answer.
-    pub status: StatusCode,
+    /// Status of the answer. Until there is one it is that of a request which was never answered.
+    status: StatusCode,
+    answered: bool,
     /// The file that is sent, if one is.
     pub file: Option<Arc<FileCount>>,
     bytes: u64,
@@ -40,7 +41,24 @@ impl Exchange {
     ) -> Self {
         stats.request();
         let status = StatusCode::INTERNAL_SERVER_ERROR;
-        Self { peer, method, path, range, began: Instant::now(), stats, access, status, file: None, bytes: 0 }
+        Self {
+            peer,
+            method,
+            path,
+            range,
+            began: Instant::now(),
+            stats,
+            access,
+            status,
+            answered: false,
+            file: None,
+            bytes: 0,
+        }
+    }
+
+    /// The request is answered so.
+    pub fn answer(&mut self, status: StatusCode) {
+        (self.status, self.answered) = (status, true);
     }
 
     /// Counts bytes of the body.
@@ -63,6 +81,10 @@ impl fmt::Display for Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        // A client that went away while its answer was being made had none.
+        if self.answered {
+            self.stats.answered(self.status);
+        }
         if let Some(access) = &self.access {
             let (status, range) = (self.status.as_u16(), self.range.as_deref().unwrap_or("-"));
             access.add(self.began, &format!("{status} {} {} {} {range}", self.bytes, self.method, self.path));

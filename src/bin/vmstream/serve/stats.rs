@@ -5,15 +5,23 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hyper::StatusCode;
 use serde::Serialize;
 use vmstream::error::{Error, Result};
+
+use super::clients::Recent;
 
 /// Counters of all that was served. All methods may be called from several threads at once.
 #[derive(Debug, Default)]
 pub struct Stats {
     connections: AtomicU64,
+    ended: AtomicU64,
     requests: AtomicU64,
+    /// Answers by the first digit of their status, from 1 to 5.
+    classes: [AtomicU64; 5],
     bytes: AtomicU64,
+    /// The clients of now and of lately.
+    pub recent: Recent,
     /// By path; only paths of files that exist, so requests cannot make it grow without end.
     files: Mutex<BTreeMap<String, Arc<FileCount>>>,
 }
@@ -23,6 +31,19 @@ pub struct Stats {
 pub struct FileCount {
     requests: AtomicU64,
     bytes: AtomicU64,
+}
+
+/// Counters at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Connections accepted.
+    pub connections: u64,
+    /// Of those, the ones that are open.
+    pub open: u64,
+    /// Answers by the first digit of their status, from 1 to 5.
+    pub classes: [u64; 5],
+    /// Bytes of all response bodies.
+    pub bytes: u64,
 }
 
 /// What `--stats` writes.
@@ -47,6 +68,39 @@ impl Stats {
     /// Counts an accepted connection.
     pub fn connection(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts the end of one.
+    pub fn disconnection(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an answer that is over.
+    pub fn answered(&self, status: StatusCode) {
+        if let Some(class) = self.classes.get(usize::from(status.as_u16() / 100).wrapping_sub(1)) {
+            class.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The counters now.
+    pub fn now(&self) -> Now {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        // The ends first, so that there are never more of them than beginnings.
+        let ended = get(&self.ended);
+        let connections = get(&self.connections);
+        Now {
+            connections,
+            open: connections.saturating_sub(ended),
+            classes: self.classes.each_ref().map(get),
+            bytes: get(&self.bytes),
+        }
+    }
+
+    /// Requests and bytes of a file so far, by the path of its URL.
+    pub fn of_file(&self, path: &str) -> (u64, u64) {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        files.get(path).map_or((0, 0), |file| (get(&file.requests), get(&file.bytes)))
     }
 
     /// Counts a request.

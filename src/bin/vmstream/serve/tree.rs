@@ -94,6 +94,11 @@ impl Name {
         Ok(Some(Self { path: joined, slash: path.ends_with('/') }))
     }
 
+    /// True for the directory itself.
+    pub fn is_top(&self) -> bool {
+        self.path.is_empty()
+    }
+
     /// The name as the path of a URL, beginning with a slash.
     pub fn url(&self) -> String {
         let mut url = String::from("/");
