@@ -304,7 +304,7 @@ fn a_mirror_of_another_version_is_dropped_and_one_without_the_packs_is_not() {
     assert!(second.seen().iter().any(is_image), "the one without packs serves");
     let alone = source::open(&config(&options[..1]), None).err().unwrap();
     assert_eq!(alone.errno(), errno::ESTALE);
-    assert!(alone.to_string().contains("another version") && alone.to_string().contains("--reuse"), "{alone}");
+    assert!(alone.to_string().contains("another version") && alone.to_string().contains("new link"), "{alone}");
 }
 
 #[test]
@@ -459,6 +459,24 @@ fn frames_come_in_one_request_and_pages_that_no_proof_brought_are_fetched() {
         assert_eq!((done, received), (frames.clone().collect(), frames.len() as u64 * FRAME_BLOCKS * 512));
         assert_eq!(server.seen().iter().filter(|seen| seen.target.ends_with(".vmk")).count(), before + 1);
     }
+}
+
+#[test]
+fn packs_that_are_gone_are_no_loss_and_an_image_that_is_gone_is_called_an_old_version() {
+    let site = packed();
+    let server = site.serve();
+    let source = open(&site.link(&server));
+    source.published().unwrap().set_frames(Arc::new(Plain));
+    site.files.lock().unwrap().remove("disk.vmk");
+    for _ in 0..2 {
+        assert_eq!(fatal(fetch_frames(&*source, &site, 0..8).2).errno(), errno::ENOTSUP);
+    }
+    assert_eq!(server.seen().iter().filter(|seen| seen.target.ends_with(".vmk")).count(), 2, "not asked for again");
+    fetch(&*source, &site, 0..100_000).unwrap();
+    site.files.lock().unwrap().remove(&site.pointer.image);
+    let error = fatal(fetch(&*source, &site, 0..100_000));
+    assert_eq!(error.errno(), errno::ESTALE);
+    assert!(error.to_string().contains("--reuse"), "{error}");
 }
 
 #[test]
