@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use bad_server::{BadServer, Seen};
 use site::Site;
-use vmstream::block::BlockRange;
+use vmstream::block::{BlockRange, Geometry};
 use vmstream::config::Config;
 use vmstream::error::errno;
 use vmstream::source::published::{FIRST_BYTES, Frames, PACKS_FIRST_BYTES};
 use vmstream::source::{self, FetchError, FrameSink, Sink, Source, Stop};
-use vmstream::tree::{Lie, Tree};
+use vmstream::tree::{Head, Lie, Tree, TreeBuilder, hash_block};
 use vmstream::{Error, Image, Op};
 
 /// Compares what arrives with the image, byte by byte.
@@ -70,11 +70,11 @@ fn fatal<T>(result: Result<T, FetchError>) -> Error {
 }
 
 fn is_tree(seen: &Seen) -> bool {
-    seen.target.ends_with(".vmt")
+    seen.target.contains(".vmt")
 }
 
 fn is_image(seen: &Seen) -> bool {
-    seen.target.ends_with(".raw")
+    seen.target.contains(".raw")
 }
 
 /// A site whose tree does not fit into the first request.
@@ -255,7 +255,7 @@ fn spoiled(site: &Site) -> Vec<(&'static str, Site)> {
         (
             "a pointer to a longer image",
             with(&|other| {
-                other.pointer.geometry = vmstream::block::Geometry::new(4_000_513, 512).unwrap();
+                other.pointer.geometry = Geometry::new(4_000_513, 512).unwrap();
                 other.point();
             }),
         ),
@@ -367,6 +367,70 @@ fn a_folder_is_as_good_as_a_server() {
     site.flip(&site.pointer.image, 8 * late_data(&site) as usize);
     site.write(folder.path());
     assert_eq!(fatal(fetch(&*open(&link), &site, late_data(&site)..4_000_001)).errno(), errno::EIO);
+}
+
+#[test]
+fn a_hole_map_that_is_longer_than_the_first_request_comes_with_a_second() {
+    // A disk of 16 GiB on which one block in so many is used; just one of those is ever looked at.
+    const PERIOD: u64 = 1290;
+    let geometry = Geometry::new(16 << 30, 512).unwrap();
+    let block = [7; 512];
+    let mut builder = TreeBuilder::new(geometry);
+    for _ in 0..geometry.blocks() / PERIOD {
+        builder.used(&[hash_block(&block)]);
+        builder.zero(PERIOD - 1);
+    }
+    builder.zero(geometry.blocks() % PERIOD);
+    let (tree, root) = builder.finish().unwrap();
+    assert!(Head::decode(&tree).unwrap().map_bytes() > 2 * FIRST_BYTES);
+    let folder = tempfile::tempdir().unwrap();
+    let image = std::fs::File::create(folder.path().join("disk.raw")).unwrap();
+    image.set_len(geometry.size()).unwrap();
+    let at = 12_345 * PERIOD * 512;
+    std::os::unix::fs::FileExt::write_all_at(&image, &block, at).unwrap();
+    let pointer = format!(
+        "vmstream 1\nsize {}\nblock 512\nimage disk.raw\ntree disk.vmt {}\nroot {root}\n",
+        geometry.size(),
+        tree.len()
+    );
+    std::fs::write(folder.path().join("disk.vmt"), tree).unwrap();
+    std::fs::write(folder.path().join("disk.vmp"), pointer).unwrap();
+    let source = open(&format!("{}/disk.vmp#{root}", folder.path().display()));
+    let mut sink = Checker { image: &block, at: 0, zeroes: 0 };
+    source.fetch(5, at, 512, &mut Moved(&mut sink, at)).unwrap();
+    assert_eq!(sink.at, 512);
+    // A used block that the disk does not have as it was published.
+    assert_eq!(fatal(source.fetch(5, 0, 512, &mut Moved(&mut sink, 0))).errno(), errno::EIO);
+}
+
+/// A sink whose image begins later.
+struct Moved<'a>(&'a mut dyn Sink, u64);
+
+impl Sink for Moved<'_> {
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Stop> {
+        self.0.data(offset - self.1, bytes)
+    }
+
+    fn zeroes(&mut self, offset: u64, length: u64) -> Result<(), Stop> {
+        self.0.zeroes(offset - self.1, length)
+    }
+}
+
+#[test]
+fn a_signature_and_credentials_go_to_all_files_of_the_folder_and_the_root_to_nobody() {
+    let site = large();
+    let server = site.serve();
+    let link = format!("{}?sig=a/b#{}", server.url("/disk.vmp"), site.root()).replace("//", "//me:word@");
+    let source = open(&link);
+    let at = late_data(&site);
+    fetch(&*source, &site, at..at + 512).unwrap();
+    let seen = server.seen();
+    assert!(seen.iter().any(is_image) && seen.iter().any(is_tree));
+    for seen in seen {
+        assert!(seen.target.ends_with("?sig=a/b"), "{}", seen.target);
+        assert_eq!(seen.header("authorization"), Some("Basic bWU6d29yZA=="), "{}", seen.target);
+    }
+    assert_eq!(source.name(), format!("{}?...", server.url("/disk.vmp")));
 }
 
 #[test]
