@@ -526,6 +526,45 @@ fn frames_come_in_one_request_and_pages_that_no_proof_brought_are_fetched() {
 }
 
 #[test]
+fn frames_do_not_wait_for_pages_of_others() {
+    let site = packed();
+    let (seen, news) = (Mutex::new(0), Condvar::new());
+    let third = Arc::new((seen, news));
+    let counted = third.clone();
+    // The pages that two lanes want are held up until those of the frame have been asked for as well.
+    let server = site.serve_after(move |seen| {
+        if is_tree(seen) && seen.range().0 > 0 {
+            let mut count = counted.0.lock().unwrap();
+            *count += 1;
+            counted.1.notify_all();
+            let waited = counted.1.wait_timeout_while(count, Duration::from_secs(20), |count| *count < 3).unwrap();
+            assert!(!waited.1.timed_out(), "the frame waits for what others want");
+        }
+    });
+    let source = open(&site.link(&server));
+    source.published().unwrap().set_frames(Arc::new(Plain));
+    let used_from = |block: usize| {
+        let used = |at: &usize| site.image[at * 512..][..512].iter().any(|byte| *byte != 0);
+        (block..).find(used).unwrap()
+    };
+    std::thread::scope(|scope| {
+        for (lane, block) in [(1, 5600), (2, 6500)] {
+            let (source, site, at) = (&source, &site, used_from(block) as u64 * 512);
+            scope.spawn(move || {
+                let mut sink = Checker { image: &site.image, at, zeroes: 0 };
+                source.fetch(lane, at, 512, &mut sink).unwrap();
+            });
+        }
+        let two = third.0.lock().unwrap();
+        let waited = third.1.wait_timeout_while(two, Duration::from_secs(20), |count| *count < 2).unwrap();
+        assert!(!waited.1.timed_out());
+        drop(waited);
+        let frame = used_from(7400) as u32 / 16;
+        fetch_frames(&*source, &site, frame..frame + 1).2.unwrap();
+    });
+}
+
+#[test]
 fn packs_that_are_gone_are_no_loss_and_an_image_that_is_gone_is_called_an_old_version() {
     let site = packed();
     let server = site.serve();

@@ -22,8 +22,10 @@ use crate::tree::{HEAD_BYTES, Head, PageId, Root, Tree};
 
 /// The lane of the first contact, which becomes that of the first worker.
 const LANE_CONTACT: usize = 0;
-/// The lane of what is read of the packs but frames: a spare one, behind those of the pages.
-const LANE_PACKS: usize = CONNECTIONS_MAX + 2;
+/// The lane over which the beginning of the packs comes meanwhile: that of the second worker, which finds it connected.
+const LANE_CONTACT_PACKS: usize = 1;
+/// The lane of what has no worker's lane to itself: a spare one, behind those of the pages.
+pub(super) const LANE_ASIDE: usize = CONNECTIONS_MAX + 2;
 
 /// What to do when the version that a cache is bound to is no longer served.
 const ADVICE_BOUND: &str =
@@ -139,7 +141,8 @@ impl Place {
             // What is known already is not asked for.
             let wanted = packs.as_ref().filter(|_| self.common.packs().is_none());
             let head = wanted.and_then(|(_, source)| {
-                let read = move || read(&**source, LANE_PACKS, 0, source.identity().size.min(PACKS_FIRST_BYTES));
+                let read =
+                    move || read(&**source, LANE_CONTACT_PACKS, 0, source.identity().size.min(PACKS_FIRST_BYTES));
                 let builder = std::thread::Builder::new().name("vms-packs".to_owned());
                 with_signals_blocked(|| builder.spawn_scoped(scope, read)).ok()
             });
@@ -326,7 +329,7 @@ impl Contact for Place {
 
     fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError> {
         match &self.files()?.packs {
-            Some(packs) => read(&**packs, LANE_PACKS, offset, length),
+            Some(packs) => read(&**packs, LANE_ASIDE, offset, length),
             None => Err(Error::new(errno::ENOTSUP, format!("{}: has not these packs", self.name)).into()),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::checked::{Checked, Wanted};
-use super::place::{Files, Place};
+use super::place::{Files, LANE_ASIDE, Place};
 use super::{FrameSink, Published, lie_of};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
@@ -96,7 +96,7 @@ impl PublishedSource {
             )));
         }
         let length = lengths.iter().map(|length| u64::from(*length)).sum();
-        let mut opening = Opening { source: self, files, lane, sink, frames, lengths, held: Vec::new(), ended: None };
+        let mut opening = Opening { source: self, files, sink, frames, lengths, held: Vec::new(), ended: None };
         let result = packs.fetch(lane, offset, length, &mut opening);
         match (opening.ended, result) {
             (Some(ended), _) => Err(ended),
@@ -177,7 +177,6 @@ fn joined(runs: impl Iterator<Item = BlockRange>, gap: u64) -> impl Iterator<Ite
 struct Opening<'a> {
     source: &'a PublishedSource,
     files: &'a Files,
-    lane: usize,
     sink: &'a mut dyn FrameSink,
     /// The frames that are not done, and the lengths of all that were asked for.
     frames: Range<u32>,
@@ -197,10 +196,11 @@ impl Opening<'_> {
         let mut out = |range: BlockRange, bytes: &[u8]| stopped = stopped || sink.blocks(range, bytes).is_err();
         let mut result = opener.unpack(frame, bytes, tree, &mut out);
         if result.as_ref().is_err_and(|lie| lie.is_missing()) {
-            // Out of the order of the file: pages that came with an earlier frame are fetched by themselves.
+            // Out of the order of the file: pages that came with an earlier frame are fetched by themselves. The worker's
+            // own lane is taken by the frames.
             for range in opener.blocks_of(frame) {
                 let failures = self.files.pages.want(range);
-                if let Err(failure) = self.files.pages.settle(range, failures, self.lane) {
+                if let Err(failure) = self.files.pages.settle(range, failures, LANE_ASIDE) {
                     self.ended = Some(failure);
                     return Err(Stop);
                 }
