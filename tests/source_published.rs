@@ -308,6 +308,18 @@ fn a_mirror_of_another_version_is_dropped_and_one_without_the_packs_is_not() {
 }
 
 #[test]
+fn a_pointer_with_nothing_behind_it_does_not_decide_which_image_is_meant() {
+    let (site, empty) = (large(), large().mirror());
+    let nonsense = site.get("disk.vmp").iter().map(|byte| if *byte == b'7' { b'8' } else { *byte }).collect();
+    empty.put("disk.vmp", nonsense);
+    let (first, second) = (empty.serve(), site.serve());
+    let options = [&*format!("source={}", first.url("/disk.vmp")), &*format!("mirror={}", second.url("/disk.vmp"))];
+    let source = source::open(&config(&options), None).unwrap();
+    assert_eq!(source.published().unwrap().root(), Some(site.root()));
+    fetch(&*source, &site, 0..10_000).unwrap();
+}
+
+#[test]
 fn links_that_contradict_each_other_or_are_half_published_are_refused() {
     let (one, two) = ("1".repeat(64), "2".repeat(64));
     for (options, part) in [

@@ -178,7 +178,7 @@ impl Place {
     /// was kept leads to the older files, as long as they are there.
     fn version(&self) -> Result<(Pointer, Arc<dyn Source>), FetchError> {
         let failure = match self.pointer() {
-            Ok(pointer) if self.common.learn_root(pointer.root) => {
+            Ok(pointer) if self.common.root().is_none_or(|root| root == pointer.root) => {
                 let image = self.source(&image_of(&pointer))?;
                 return Ok((pointer, image));
             }
@@ -248,6 +248,11 @@ impl Place {
             return Err(lie_of(&self.name, "the pointer does not fit the tree"));
         }
         add_pages(&tree, &head).map_err(|lie| lie_of(&file.name(), lie))?;
+        // Only now: a pointer with nothing behind it must not keep others from being believed.
+        if !self.common.learn_root(pointer.root) {
+            let text = format!("{}: serves another version of the image than the others", self.name);
+            return Err(Error::new(errno::ESTALE, text).into());
+        }
         Ok(self.common.learn_tree(tree).clone())
     }
 
