@@ -343,7 +343,7 @@ impl Contact for Place {
     fn load(&self, range: BlockRange) -> Result<(), FetchError> {
         let pages = &self.files()?.pages;
         let failures = pages.want(range);
-        pages.settle(range, failures, LANE_PACKS).map_err(|failure| self.judged(failure))
+        pages.settle(range, failures, LANE_ASIDE).map_err(|failure| self.judged(failure))
     }
 }
 
