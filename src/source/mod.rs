@@ -60,8 +60,8 @@ pub use published::{FrameSink, Published, PublishedSource};
 use crate::config::{Config, HttpOptions};
 use crate::error::{Error, errno};
 
-/// Lanes beyond those of the workers, for what a source fetches on its own account: hash pages on two, packs on one.
-/// Their numbers follow [`crate::config::CONNECTIONS_MAX`].
+/// Lanes beyond those of the workers, for what a source fetches on its own account: hash pages on two, all else
+/// on one. Their numbers follow [`crate::config::CONNECTIONS_MAX`].
 pub(crate) const LANES_SPARE: usize = 3;
 
 /// What pins an image: the same identity means the same bytes.
@@ -70,7 +70,8 @@ pub struct Identity {
     /// Size of the image, in bytes.
     pub size: u64,
     /// Strong ETag (with its quotes) or Last-Modified date as the origin sent it; for a file its device, inode,
-    /// size and modification time; for a pattern its seed. `None` when the origin gives nothing to pin.
+    /// size and modification time; for a pattern its seed; for a published image `root:` and the root hash. `None`
+    /// when the origin gives nothing to pin.
     pub validator: Option<String>,
     /// Modification time of the published image, in seconds since 1970, where the origin says it.
     pub mtime_s: Option<i64>,

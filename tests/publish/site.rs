@@ -86,7 +86,11 @@ fn old_versions_stay_as_long_as_was_asked_for() {
     image(&disk, 1 << 20, &[(9 << 16, 5000)]);
     publish(&disk, &site, &["--keep", "1"]);
     assert_eq!(shown(&site).len(), 4, "one version, the pointer, the notes");
-    // That is remembered.
+    // That is remembered. What was published before is known even where the publisher's own files were lost.
+    std::fs::remove_file(site.join(".vmstream/disk/versions")).unwrap();
+    image(&disk, 1 << 20, &[(11 << 16, 5000)]);
+    publish(&disk, &site, &["--keep", "1"]);
+    assert_eq!(shown(&site).len(), 4);
     image(&disk, 1 << 20, &[(10 << 16, 5000)]);
     publish(&disk, &site, &[]);
     assert_eq!(shown(&site).len(), 4);

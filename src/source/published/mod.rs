@@ -8,6 +8,7 @@ mod address;
 mod checked;
 mod collect;
 mod kept;
+mod opener;
 mod pages;
 mod place;
 mod pointer;
@@ -21,12 +22,12 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use super::{FaultSpec, FetchError, Identity, Stop};
+use super::{FetchError, Stop};
 use crate::block::BlockRange;
-use crate::config::HttpOptions;
 use crate::error::{Error, errno};
 use crate::tree::{Lie, Root, Tree};
 use kept::Kept;
+pub(super) use opener::{Link, Opener};
 use place::Place;
 
 /// How much of the tree file the first request brings, in bytes: head, hole map and the top of the tree of all but
@@ -265,62 +266,6 @@ impl Published {
 /// What a place says of a file and is not true. It is final for the place, and never for what others have.
 fn lie_of(file: &str, what: impl std::fmt::Display) -> FetchError {
     Error::new(errno::EIO, format!("{file}: {what}")).into()
-}
-
-/// A link to a published image, taken apart.
-#[derive(Clone, Debug)]
-pub(super) struct Link {
-    /// For messages: without credentials, query and root hash.
-    pub name: String,
-    pub address: Address,
-    pub root: Option<Root>,
-}
-
-/// The places of one image, all of which must be published.
-pub(super) struct Opener<'a> {
-    links: Vec<Link>,
-    options: &'a HttpOptions,
-    faults: Option<&'a FaultSpec>,
-    common: Arc<Published>,
-}
-
-impl<'a> Opener<'a> {
-    /// Errors: links that cannot mean the same image, or not the `pinned` one.
-    pub fn new(
-        links: Vec<Link>,
-        pinned: Option<&Identity>,
-        options: &'a HttpOptions,
-        faults: Option<&'a FaultSpec>,
-    ) -> Result<Self, Error> {
-        let pinned = match pinned {
-            None => None,
-            Some(identity) => Some(root_of(identity).ok_or_else(|| {
-                let text = "this cache was made from an image that was not published; use a new one";
-                Error::new(errno::ESTALE, format!("{}: {text}", links[0].name))
-            })?),
-        };
-        let common = Arc::new(Published::new(pinned));
-        for Link { name, root, .. } in &links {
-            if root.is_some_and(|root| !common.learn_root(root)) {
-                let text = match pinned {
-                    Some(pinned) => format!(
-                        "{name}: the link is of another version than this cache, which is of {pinned}; `vmstream fetch \
-                         --reuse` takes over what did not change"
-                    ),
-                    None => format!("{name}: the links of source and mirrors are of different versions"),
-                };
-                return Err(Error::new(errno::ESTALE, text));
-            }
-        }
-        Ok(Self { links, options, faults, common })
-    }
-
-    /// Opens a place, by its number.
-    pub fn open(&self, at: usize, pinned: Option<&Identity>) -> Result<PublishedSource, FetchError> {
-        let Link { name, address, .. } = self.links[at].clone();
-        let place = Place::new(name, address, self.options, self.faults, self.common.clone())?;
-        PublishedSource::open(place, self.common.clone(), pinned)
-    }
 }
 
 /// Longest piece of a packs file that is read at once, in bytes: a model and its index, several times over.

@@ -190,7 +190,14 @@ impl Work<'_> {
     fn write(&self, offset: u64, bytes: &[u8], from: Option<usize>, to: usize) -> Result<()> {
         let (Some(file), Some(from)) = (self.copy, from) else { return Ok(()) };
         let written = file.write_all_at(&bytes[from..to], offset + from as u64);
-        written.map_err(|e| Error::io(format_args!("cannot write {}", self.copy_name), e))
+        written.map_err(|e| {
+            let error = Error::io(format_args!("cannot write {}", self.copy_name), e);
+            if error.is_full() {
+                let text = format!("{error}; make room there, or leave the image where it lies with --link");
+                return Error::new(error.errno(), text);
+            }
+            error
+        })
     }
 }
 

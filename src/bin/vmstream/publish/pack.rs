@@ -16,7 +16,8 @@ use super::learn::MODEL_BYTES_MAX;
 use super::site::{Desk, Draft, Site};
 use super::stop::Stop;
 
-/// How hard packs are compressed. They are packed once and sent often; higher levels need more memory to unpack.
+/// How hard packs are compressed, as a level of zstd: the highest that it calls ordinary, since they are packed once and sent
+/// often.
 const LEVEL: i32 = 19;
 
 /// Makes a packs file of an image and a model of it: a draft, and the name it is to have. `image` is the raw image that

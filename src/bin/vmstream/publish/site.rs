@@ -274,6 +274,10 @@ impl Desk {
         let current = self.pointer()?.map(|pointer| Version::of(&pointer));
         let gone = versions.forget_unfinished(current.as_ref());
         self.remove(gone)?;
+        // Where the publisher's own files were lost, at least what is published now is known.
+        if let Some(current) = current {
+            versions.add_unless_known(current);
+        }
         versions.save(&self.versions_path())
     }
 

@@ -104,6 +104,13 @@ impl Versions {
         self.list.push(version);
     }
 
+    /// Adds what is published, unless it is known.
+    pub fn add_unless_known(&mut self, version: Version) {
+        if !self.list.contains(&version) {
+            self.list.push(version);
+        }
+    }
+
     /// Takes out what is newer than the one that the pointer names, which was never seen by a reader; answers its files.
     pub fn forget_unfinished(&mut self, current: Option<&Version>) -> Vec<String> {
         let published = match current {
