@@ -108,6 +108,11 @@ impl Document {
         self.0.beside(name, size)
     }
 
+    /// Number of requests so far, for this file and those that were opened beside it.
+    pub fn requests(&self) -> u64 {
+        self.0.requests()
+    }
+
     /// Makes a fetch that is under way return soon, and later ones at once.
     pub fn abort(&self) {
         self.0.abort();

@@ -46,8 +46,9 @@ pub(super) struct Place {
     /// A cache was made of this image before.
     bound: bool,
     files: OnceLock<Files>,
-    /// Held while the place is contacted for the first time. All sources that were opened, to be aborted.
+    /// Held while the place is contacted for the first time.
     opening: Mutex<()>,
+    /// The sources that are in use, to be aborted.
     opened: Mutex<Vec<Arc<dyn Source>>>,
     aborted: AtomicBool,
     /// Why this place is of no use any more: error number and text.
@@ -135,6 +136,8 @@ impl Place {
     }
 
     fn open(&self) -> Result<Files, FetchError> {
+        // Those of an attempt that failed.
+        self.opened().clear();
         let (pointer, image) = self.version()?;
         let tree_file = self.source(&pointer.tree)?;
         let packs = self.packs_of(&pointer);
@@ -317,13 +320,12 @@ impl Place {
         }
     }
 
-    /// Requests so far. The files of one web place count together.
+    /// Requests that went to a server so far.
     pub fn requests(&self) -> u64 {
-        let each = self.opened().iter().map(|source| source.requests()).collect::<Vec<_>>();
-        if self.web.is_some() && self.faults.is_none() {
-            each.into_iter().max().unwrap_or(0)
-        } else {
-            each.into_iter().sum()
+        match &self.web {
+            // All files share its connections and its count.
+            Some(web) => web.requests(),
+            None => self.opened().iter().map(|source| source.requests()).sum(),
         }
     }
 }
