@@ -47,7 +47,7 @@ impl Packs {
         let block_bytes = index.block_bytes() as f64;
         for candidate in candidates {
             // A range is of one sequence, and so is a frame of whole ones, unless more was learnt since it was packed.
-            let Some(frame) = index.frame_of(candidate.range.start) else { continue };
+            let Some(frame) = index.frame_in(candidate.range) else { continue };
             if blocks.first_absent(candidate.range).is_some() {
                 let wanted = self.wanted.entry(frame).or_default();
                 wanted.bytes += candidate.range.len() as f64 * block_bytes;
@@ -86,7 +86,7 @@ impl Planner {
     /// that are as well, up to so many bytes of the link.
     pub(super) fn frames_for(&self, run: BlockRange, bytes: u64, blocks: &dyn Blocks) -> Option<Range<u32>> {
         let index = self.packs.index.as_ref()?;
-        let first = index.frame_of(run.start)?;
+        let first = index.frame_in(run)?;
         let pays = |frame| self.pays(index, frame, blocks);
         if !pays(first) {
             return None;
