@@ -15,7 +15,7 @@ use std::time::Duration;
 use bad_server::{BadServer, Next, SIZE, Seen, Stream, TAG, Wire, answer, image, status};
 use vmstream::config::{Config, HttpOptions};
 use vmstream::error::errno;
-use vmstream::source::{FetchError, HttpSource, Identity, Sink, Source, Stop};
+use vmstream::source::{Document, FetchError, HttpSource, Identity, Sink, Source, Stop};
 
 /// Compares what arrives with the image.
 struct Checker {
@@ -764,4 +764,36 @@ impl Drop for Nginx {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Fetches a document of at most 4096 bytes from a server that answers like this.
+fn small(reply: impl Fn(&Seen) -> Vec<u8> + Send + Sync + 'static) -> Result<Vec<u8>, FetchError> {
+    let server = BadServer::start(move |seen, wire| {
+        wire.send(&reply(seen));
+        Next::Close
+    });
+    let result = Document::at(&server.url("/pointer"), &options(&[])).unwrap().fetch_small(4096);
+    assert_eq!(server.seen().iter().map(Seen::range).collect::<Vec<_>>(), [(0, 4095)]);
+    result
+}
+
+#[test]
+fn a_small_document_comes_in_one_request_however_short_it_is() {
+    let partial = |range: &'static str, length: u64| {
+        small(move |_| {
+            let head =
+                format!("HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {range}\r\nContent-Length: {length}\r\n");
+            answer(&head, &image(0, length - 1))
+        })
+    };
+    assert!(partial("0-299/300", 300).unwrap() == image(0, 299));
+    assert!(partial("0-4095/4096", 4096).unwrap() == image(0, 4095));
+    let whole = small(|_| answer("HTTP/1.1 200 OK\r\nContent-Length: 300\r\n", &image(0, 299)));
+    assert!(whole.unwrap() == image(0, 299), "a server without ranges is good enough");
+    assert_fatal(&partial("0-4095/4097", 4096).map(|_| ()), errno::EFBIG, "more than the 4096");
+    assert_fatal(&partial("0-298/300", 299).map(|_| ()), errno::EPROTO, "instead of those asked for");
+    assert_fatal(&partial("1-299/300", 299).map(|_| ()), errno::EPROTO, "instead of those asked for");
+    assert_fatal(&small(|_| status("404 Not Found", "")).map(|_| ()), errno::ENOENT, "not found");
+    let long = small(|_| answer("HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n", &image(0, 4999)));
+    assert_fatal(&long.map(|_| ()), errno::EFBIG, "more than the 4096");
 }

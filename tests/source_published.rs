@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use bad_server::{BadServer, Seen};
 use site::Site;
-use vmstream::block::BlockRange;
+use vmstream::block::{BlockRange, Geometry};
 use vmstream::config::Config;
 use vmstream::error::errno;
 use vmstream::source::published::{FIRST_BYTES, Frames, PACKS_FIRST_BYTES};
 use vmstream::source::{self, FetchError, FrameSink, Sink, Source, Stop};
-use vmstream::tree::{Lie, Tree};
+use vmstream::tree::{Head, Lie, Tree, TreeBuilder, hash_block};
 use vmstream::{Error, Image, Op};
 
 /// Compares what arrives with the image, byte by byte.
@@ -70,11 +70,11 @@ fn fatal<T>(result: Result<T, FetchError>) -> Error {
 }
 
 fn is_tree(seen: &Seen) -> bool {
-    seen.target.ends_with(".vmt")
+    seen.target.contains(".vmt")
 }
 
 fn is_image(seen: &Seen) -> bool {
-    seen.target.ends_with(".raw")
+    seen.target.contains(".raw")
 }
 
 /// A site whose tree does not fit into the first request.
@@ -255,7 +255,7 @@ fn spoiled(site: &Site) -> Vec<(&'static str, Site)> {
         (
             "a pointer to a longer image",
             with(&|other| {
-                other.pointer.geometry = vmstream::block::Geometry::new(4_000_513, 512).unwrap();
+                other.pointer.geometry = Geometry::new(4_000_513, 512).unwrap();
                 other.point();
             }),
         ),
@@ -304,7 +304,7 @@ fn a_mirror_of_another_version_is_dropped_and_one_without_the_packs_is_not() {
     assert!(second.seen().iter().any(is_image), "the one without packs serves");
     let alone = source::open(&config(&options[..1]), None).err().unwrap();
     assert_eq!(alone.errno(), errno::ESTALE);
-    assert!(alone.to_string().contains("another version") && alone.to_string().contains("--reuse"), "{alone}");
+    assert!(alone.to_string().contains("another version") && alone.to_string().contains("new link"), "{alone}");
 }
 
 #[test]
@@ -367,6 +367,70 @@ fn a_folder_is_as_good_as_a_server() {
     site.flip(&site.pointer.image, 8 * late_data(&site) as usize);
     site.write(folder.path());
     assert_eq!(fatal(fetch(&*open(&link), &site, late_data(&site)..4_000_001)).errno(), errno::EIO);
+}
+
+#[test]
+fn a_hole_map_that_is_longer_than_the_first_request_comes_with_a_second() {
+    // A disk of 16 GiB on which one block in so many is used; just one of those is ever looked at.
+    const PERIOD: u64 = 1290;
+    let geometry = Geometry::new(16 << 30, 512).unwrap();
+    let block = [7; 512];
+    let mut builder = TreeBuilder::new(geometry);
+    for _ in 0..geometry.blocks() / PERIOD {
+        builder.used(&[hash_block(&block)]);
+        builder.zero(PERIOD - 1);
+    }
+    builder.zero(geometry.blocks() % PERIOD);
+    let (tree, root) = builder.finish().unwrap();
+    assert!(Head::decode(&tree).unwrap().map_bytes() > 2 * FIRST_BYTES);
+    let folder = tempfile::tempdir().unwrap();
+    let image = std::fs::File::create(folder.path().join("disk.raw")).unwrap();
+    image.set_len(geometry.size()).unwrap();
+    let at = 12_345 * PERIOD * 512;
+    std::os::unix::fs::FileExt::write_all_at(&image, &block, at).unwrap();
+    let pointer = format!(
+        "vmstream 1\nsize {}\nblock 512\nimage disk.raw\ntree disk.vmt {}\nroot {root}\n",
+        geometry.size(),
+        tree.len()
+    );
+    std::fs::write(folder.path().join("disk.vmt"), tree).unwrap();
+    std::fs::write(folder.path().join("disk.vmp"), pointer).unwrap();
+    let source = open(&format!("{}/disk.vmp#{root}", folder.path().display()));
+    let mut sink = Checker { image: &block, at: 0, zeroes: 0 };
+    source.fetch(5, at, 512, &mut Moved(&mut sink, at)).unwrap();
+    assert_eq!(sink.at, 512);
+    // A used block that the disk does not have as it was published.
+    assert_eq!(fatal(source.fetch(5, 0, 512, &mut Moved(&mut sink, 0))).errno(), errno::EIO);
+}
+
+/// A sink whose image begins later.
+struct Moved<'a>(&'a mut dyn Sink, u64);
+
+impl Sink for Moved<'_> {
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Stop> {
+        self.0.data(offset - self.1, bytes)
+    }
+
+    fn zeroes(&mut self, offset: u64, length: u64) -> Result<(), Stop> {
+        self.0.zeroes(offset - self.1, length)
+    }
+}
+
+#[test]
+fn a_signature_and_credentials_go_to_all_files_of_the_folder_and_the_root_to_nobody() {
+    let site = large();
+    let server = site.serve();
+    let link = format!("{}?sig=a/b#{}", server.url("/disk.vmp"), site.root()).replace("//", "//me:word@");
+    let source = open(&link);
+    let at = late_data(&site);
+    fetch(&*source, &site, at..at + 512).unwrap();
+    let seen = server.seen();
+    assert!(seen.iter().any(is_image) && seen.iter().any(is_tree));
+    for seen in seen {
+        assert!(seen.target.ends_with("?sig=a/b"), "{}", seen.target);
+        assert_eq!(seen.header("authorization"), Some("Basic bWU6d29yZA=="), "{}", seen.target);
+    }
+    assert_eq!(source.name(), format!("{}?...", server.url("/disk.vmp")));
 }
 
 #[test]
@@ -459,6 +523,63 @@ fn frames_come_in_one_request_and_pages_that_no_proof_brought_are_fetched() {
         assert_eq!((done, received), (frames.clone().collect(), frames.len() as u64 * FRAME_BLOCKS * 512));
         assert_eq!(server.seen().iter().filter(|seen| seen.target.ends_with(".vmk")).count(), before + 1);
     }
+}
+
+#[test]
+fn frames_do_not_wait_for_pages_of_others() {
+    let site = packed();
+    let (seen, news) = (Mutex::new(0), Condvar::new());
+    let third = Arc::new((seen, news));
+    let counted = third.clone();
+    // The pages that two lanes want are held up until those of the frame have been asked for as well.
+    let server = site.serve_after(move |seen| {
+        if is_tree(seen) && seen.range().0 > 0 {
+            let mut count = counted.0.lock().unwrap();
+            *count += 1;
+            counted.1.notify_all();
+            let waited = counted.1.wait_timeout_while(count, Duration::from_secs(20), |count| *count < 3).unwrap();
+            assert!(!waited.1.timed_out(), "the frame waits for what others want");
+        }
+    });
+    let source = open(&site.link(&server));
+    source.published().unwrap().set_frames(Arc::new(Plain));
+    let used_from = |block: usize| {
+        let used = |at: &usize| site.image[at * 512..][..512].iter().any(|byte| *byte != 0);
+        (block..).find(used).unwrap()
+    };
+    std::thread::scope(|scope| {
+        for (lane, block) in [(1, 5600), (2, 6500)] {
+            let (source, site, at) = (&source, &site, used_from(block) as u64 * 512);
+            scope.spawn(move || {
+                let mut sink = Checker { image: &site.image, at, zeroes: 0 };
+                source.fetch(lane, at, 512, &mut sink).unwrap();
+            });
+        }
+        let two = third.0.lock().unwrap();
+        let waited = third.1.wait_timeout_while(two, Duration::from_secs(20), |count| *count < 2).unwrap();
+        assert!(!waited.1.timed_out());
+        drop(waited);
+        let frame = used_from(7400) as u32 / 16;
+        fetch_frames(&*source, &site, frame..frame + 1).2.unwrap();
+    });
+}
+
+#[test]
+fn packs_that_are_gone_are_no_loss_and_an_image_that_is_gone_is_called_an_old_version() {
+    let site = packed();
+    let server = site.serve();
+    let source = open(&site.link(&server));
+    source.published().unwrap().set_frames(Arc::new(Plain));
+    site.files.lock().unwrap().remove("disk.vmk");
+    for _ in 0..2 {
+        assert_eq!(fatal(fetch_frames(&*source, &site, 0..8).2).errno(), errno::ENOTSUP);
+    }
+    assert_eq!(server.seen().iter().filter(|seen| seen.target.ends_with(".vmk")).count(), 2, "not asked for again");
+    fetch(&*source, &site, 0..100_000).unwrap();
+    site.files.lock().unwrap().remove(&site.pointer.image);
+    let error = fatal(fetch(&*source, &site, 0..100_000));
+    assert_eq!(error.errno(), errno::ESTALE);
+    assert!(error.to_string().contains("--reuse"), "{error}");
 }
 
 #[test]

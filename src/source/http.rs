@@ -139,7 +139,8 @@ impl HttpSource {
     }
 
     /// A file of `size` bytes that lies beside this one, `name` being a relative reference. Contacts nobody. It shares
-    /// the lanes and their connections, and what is aborted there is aborted here. The query, which may be a signature
+    /// the lanes and their connections, and what is aborted there is aborted here. Its validator does not matter, as whoever
+    /// uses it has hashes: two servers behind one name may differ in that. The query, which may be a signature
     /// for the whole folder, goes along.
     fn beside(&self, name: &str, size: u64) -> Result<Self, FetchError> {
         let query = self.origin.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -158,7 +159,7 @@ impl HttpSource {
             headers_origin: self.headers_origin.clone(),
             headers_other: self.headers_other.clone(),
             identity: Identity { size, validator: None, mtime_s: None },
-            pin: OnceLock::new(),
+            pin: OnceLock::from(Pin::new(None)),
             reached: AtomicBool::new(self.reached.load(Ordering::Relaxed)),
             origin,
         })

@@ -60,7 +60,8 @@ pub use published::{FrameSink, Published, PublishedSource};
 use crate::config::{Config, HttpOptions};
 use crate::error::{Error, errno};
 
-/// Lanes beyond those of the workers, for what a source fetches on its own account: hash pages on two, packs on one.
+/// Lanes beyond those of the workers, for what a source fetches on its own account: hash pages on two, all else
+/// on one.
 /// Their numbers follow [`crate::config::CONNECTIONS_MAX`].
 pub(crate) const LANES_SPARE: usize = 3;
 

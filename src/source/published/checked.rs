@@ -2,7 +2,7 @@
 
 use super::lie_of;
 use super::pages::Pages;
-use super::place::Files;
+use super::place::{Files, LANE_ASIDE};
 use crate::block::{Block, BlockRange};
 use crate::source::{FetchError, Sink, Source, Stop};
 use crate::tree::Tree;
@@ -102,8 +102,9 @@ impl<'a, 'b> Checked<'a, 'b> {
         Ok(())
     }
 
-    fn settle(&mut self) -> Result<(), Stop> {
-        self.pages.settle(self.range, self.failures, self.lane).map_err(|failure| {
+    /// Waits for all pages. During the transfer the worker's own `lane` is taken.
+    fn settle(&mut self, lane: usize) -> Result<(), Stop> {
+        self.pages.settle(self.range, self.failures, lane).map_err(|failure| {
             self.ended = Some(failure);
             Stop
         })
@@ -115,7 +116,7 @@ impl<'a, 'b> Checked<'a, 'b> {
         let mut rest = Ok(());
         if self.ended.is_none() && !self.held.is_empty() && whole_blocks(&self) {
             // After a failure too: what came is good, and the sooner here the better.
-            rest = self.settle().and_then(|()| self.pass_held());
+            rest = self.settle(self.lane).and_then(|()| self.pass_held());
         }
         match (self.ended, rest, result) {
             (Some(ended), _, _) => Err(ended),
@@ -140,7 +141,7 @@ impl Sink for Checked<'_, '_> {
             self.pass_held()?;
         }
         if self.held.len() > HELD_MAX {
-            self.settle()?;
+            self.settle(LANE_ASIDE)?;
             self.pass_held()?;
         }
         Ok(())

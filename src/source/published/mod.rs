@@ -266,6 +266,8 @@ pub(super) struct Opener<'a> {
     options: &'a HttpOptions,
     faults: Option<&'a FaultSpec>,
     common: Arc<Published>,
+    /// A cache was made of this image before.
+    bound: bool,
 }
 
 impl<'a> Opener<'a> {
@@ -296,13 +298,13 @@ impl<'a> Opener<'a> {
                 return Err(Error::new(errno::ESTALE, text));
             }
         }
-        Ok(Self { links, options, faults, common })
+        Ok(Self { links, options, faults, common, bound: pinned.is_some() })
     }
 
     /// Opens a place, by its number.
     pub fn open(&self, at: usize, pinned: Option<&Identity>) -> Result<PublishedSource, FetchError> {
         let Link { name, address, .. } = self.links[at].clone();
-        let place = Place::new(name, address, self.options, self.faults, self.common.clone())?;
+        let place = Place::new(name, address, self.options, self.faults, self.common.clone(), self.bound)?;
         PublishedSource::open(place, self.common.clone(), pinned)
     }
 }

@@ -218,7 +218,7 @@ impl Pages {
     }
 
     /// Waits until everything is here to check `range`, which `want` was asked for when so many jobs had failed. What
-    /// nobody has begun is fetched over `lane`. Blocks.
+    /// nobody has begun is fetched over `lane`, which the caller must not be in the middle of using. Blocks.
     pub fn settle(&self, range: BlockRange, failures: u64, lane: usize) -> Result<(), FetchError> {
         let mut attempts = 0;
         loop {

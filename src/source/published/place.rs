@@ -22,11 +22,16 @@ use crate::tree::{HEAD_BYTES, Head, PageId, Root, Tree};
 
 /// The lane of the first contact, which becomes that of the first worker.
 const LANE_CONTACT: usize = 0;
-/// The lane of what is read of the packs but frames: a spare one, behind those of the pages.
-const LANE_PACKS: usize = CONNECTIONS_MAX + 2;
+/// The lane over which the beginning of the packs comes meanwhile: that of the second worker, which finds it connected.
+const LANE_CONTACT_PACKS: usize = 1;
+/// The lane of what has no worker's lane to itself: a spare one, behind those of the pages.
+pub(super) const LANE_ASIDE: usize = CONNECTIONS_MAX + 2;
 
-/// What to do when the image that a cache is bound to is no longer served.
-const STALE_ADVICE: &str = "a new version takes over what did not change with `vmstream fetch --reuse` of this cache";
+/// What to do when the version that a cache is bound to is no longer served.
+const ADVICE_BOUND: &str =
+    "`vmstream fetch --reuse` of this cache makes one of the new version, with what did not change";
+/// The same when a link speaks of it.
+const ADVICE_LINK: &str = "ask the publisher for the new link";
 
 /// A place.
 pub(super) struct Place {
@@ -37,6 +42,8 @@ pub(super) struct Place {
     web: Option<Document>,
     faults: Option<FaultSpec>,
     common: Arc<Published>,
+    /// A cache was made of this image before.
+    bound: bool,
     files: OnceLock<Files>,
     /// Held while the place is contacted for the first time. All sources that were opened, to be aborted.
     opening: Mutex<()>,
@@ -53,6 +60,8 @@ pub(super) struct Files {
     pub pages: Pages,
     /// `None` when the place has no packs, or others than those that are used.
     pub packs: Option<Arc<dyn Source>>,
+    /// The packs were here and are not any more; others may have taken their place.
+    pub packs_gone: AtomicBool,
     /// When the image was last modified, as the pointer says.
     pub mtime_s: Option<i64>,
 }
@@ -65,6 +74,7 @@ impl Place {
         options: &HttpOptions,
         faults: Option<&FaultSpec>,
         common: Arc<Published>,
+        bound: bool,
     ) -> Result<Self, FetchError> {
         let web = match &address {
             Address::Web(url) => Some(Document::at(url, options)?),
@@ -76,6 +86,7 @@ impl Place {
             web,
             faults: faults.cloned(),
             common,
+            bound,
             files: OnceLock::new(),
             opening: Mutex::new(()),
             opened: Mutex::default(),
@@ -112,6 +123,16 @@ impl Place {
         failure
     }
 
+    /// What it means that a file is gone that was here: the publisher has cleared an old version away.
+    pub fn cleared(&self, failure: FetchError) -> FetchError {
+        match failure {
+            FetchError::Fatal(error) if error.errno() == errno::ENOENT => {
+                Error::new(errno::ESTALE, format!("{error}; it was published once: {ADVICE_BOUND}")).into()
+            }
+            other => other,
+        }
+    }
+
     fn open(&self) -> Result<Files, FetchError> {
         let (pointer, image) = self.version()?;
         let tree_file = self.source(&pointer.tree)?;
@@ -120,7 +141,8 @@ impl Place {
             // What is known already is not asked for.
             let wanted = packs.as_ref().filter(|_| self.common.packs().is_none());
             let head = wanted.and_then(|(_, source)| {
-                let read = move || read(&**source, LANE_PACKS, 0, source.identity().size.min(PACKS_FIRST_BYTES));
+                let read =
+                    move || read(&**source, LANE_CONTACT_PACKS, 0, source.identity().size.min(PACKS_FIRST_BYTES));
                 let builder = std::thread::Builder::new().name("vms-packs".to_owned());
                 with_signals_blocked(|| builder.spawn_scoped(scope, read)).ok()
             });
@@ -148,8 +170,8 @@ impl Place {
             self.common.learn_sessions(url);
         }
         self.common.learn_pointer(&pointer);
-        let pages = Pages::new(tree_file, tree.clone());
-        Ok(Files { image, tree, pages, packs: packs.map(|(_, source)| source), mtime_s: pointer.mtime_s })
+        let (pages, packs_gone) = (Pages::new(tree_file, tree.clone()), AtomicBool::new(false));
+        Ok(Files { image, tree, pages, packs: packs.map(|(_, source)| source), packs_gone, mtime_s: pointer.mtime_s })
     }
 
     /// The pointer of the version that is wanted, and its image. When the place has a newer one by now, the pointer that
@@ -168,11 +190,9 @@ impl Place {
             Err(failure) => return Err(failure),
         };
         let stale = |why: String| {
-            let text = format!(
-                "{why} (wanted is {}); {STALE_ADVICE}",
-                self.common.root().map_or_else(String::new, |r| r.to_string())
-            );
-            FetchError::Fatal(Error::new(errno::ESTALE, text))
+            let wanted = self.common.root().map_or_else(String::new, |root| format!(" (wanted is {root})"));
+            let advice = if self.bound { ADVICE_BOUND } else { ADVICE_LINK };
+            FetchError::Fatal(Error::new(errno::ESTALE, format!("{why}{wanted}; {advice}")))
         };
         let Some(kept) = self.common.kept() else {
             return Err(if failure.errno() == errno::ESTALE { stale(failure.to_string()) } else { failure.into() });
@@ -309,7 +329,7 @@ impl Contact for Place {
 
     fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError> {
         match &self.files()?.packs {
-            Some(packs) => read(&**packs, LANE_PACKS, offset, length),
+            Some(packs) => read(&**packs, LANE_ASIDE, offset, length),
             None => Err(Error::new(errno::ENOTSUP, format!("{}: has not these packs", self.name)).into()),
         }
     }

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::checked::{Checked, Wanted};
-use super::place::{Files, Place};
+use super::place::{Files, LANE_ASIDE, Place};
 use super::{FrameSink, Published, lie_of};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
@@ -81,21 +82,30 @@ impl PublishedSource {
         sink: &mut dyn FrameSink,
     ) -> Result<(), FetchError> {
         let files = self.place.files()?;
-        let (Some(packs), Some(opener)) = (&files.packs, self.common.frames()) else {
-            // Not final for the place: all else can be had from it.
-            let text = format!("{}: has not the packs that are used", self.place.name());
-            return Err(Error::new(errno::ENOTSUP, text).into());
+        // Not final for the place: all else can be had from it.
+        let without = |why: String| FetchError::Fatal(Error::new(errno::ENOTSUP, why));
+        let packs = files.packs.as_ref().filter(|_| !files.packs_gone.load(Ordering::Relaxed));
+        let (Some(packs), Some(opener)) = (packs, self.common.frames()) else {
+            return Err(without(format!("{}: has not the packs that are used", self.place.name())));
         };
         let (offset, lengths) = opener.extent(frames.clone());
         if let Some(long) = lengths.iter().find(|length| **length > FRAME_BYTES_MAX) {
-            let text = format!("{}: a frame of {long} bytes; at most {FRAME_BYTES_MAX} are taken", packs.name());
-            return Err(Error::new(errno::ENOTSUP, text).into());
+            return Err(without(format!(
+                "{}: a frame of {long} bytes; at most {FRAME_BYTES_MAX} are taken",
+                packs.name()
+            )));
         }
         let length = lengths.iter().map(|length| u64::from(*length)).sum();
-        let mut opening = Opening { source: self, files, lane, sink, frames, lengths, held: Vec::new(), ended: None };
+        let mut opening = Opening { source: self, files, sink, frames, lengths, held: Vec::new(), ended: None };
         let result = packs.fetch(lane, offset, length, &mut opening);
         match (opening.ended, result) {
             (Some(ended), _) => Err(ended),
+            (None, Err(FetchError::Fatal(error))) => {
+                if !files.packs_gone.swap(true, Ordering::Relaxed) {
+                    log::warn!("{}: goes on without its packs: {error}", self.place.name());
+                }
+                Err(without(error.to_string()))
+            }
             (None, Err(failure)) => Err(failure),
             (None, Ok(())) if opening.frames.is_empty() => Ok(()),
             (None, Ok(())) => Err(FetchError::transient(format!("{}: sent less than asked for", packs.name()))),
@@ -114,7 +124,7 @@ impl Source for PublishedSource {
 
     fn fetch(&self, lane: usize, offset: u64, length: u64, sink: &mut dyn Sink) -> Result<(), FetchError> {
         let Some(range) = within(&self.identity, offset, length, self.place.name())? else { return Ok(()) };
-        self.fetch_checked(lane, range, sink).map_err(|failure| self.place.judged(failure))
+        self.fetch_checked(lane, range, sink).map_err(|failure| self.place.judged(self.place.cleared(failure)))
     }
 
     fn published(&self) -> Option<Arc<Published>> {
@@ -167,7 +177,6 @@ fn joined(runs: impl Iterator<Item = BlockRange>, gap: u64) -> impl Iterator<Ite
 struct Opening<'a> {
     source: &'a PublishedSource,
     files: &'a Files,
-    lane: usize,
     sink: &'a mut dyn FrameSink,
     /// The frames that are not done, and the lengths of all that were asked for.
     frames: Range<u32>,
@@ -187,10 +196,11 @@ impl Opening<'_> {
         let mut out = |range: BlockRange, bytes: &[u8]| stopped = stopped || sink.blocks(range, bytes).is_err();
         let mut result = opener.unpack(frame, bytes, tree, &mut out);
         if result.as_ref().is_err_and(|lie| lie.is_missing()) {
-            // Out of the order of the file: pages that came with an earlier frame are fetched by themselves.
+            // Out of the order of the file: pages that came with an earlier frame are fetched by themselves. The worker's
+            // own lane is taken by the frames.
             for range in opener.blocks_of(frame) {
                 let failures = self.files.pages.want(range);
-                if let Err(failure) = self.files.pages.settle(range, failures, self.lane) {
+                if let Err(failure) = self.files.pages.settle(range, failures, LANE_ASIDE) {
                     self.ended = Some(failure);
                     return Err(Stop);
                 }
