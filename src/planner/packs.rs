@@ -79,7 +79,7 @@ impl Planner {
     pub fn set_packs(&mut self, packs: Option<Arc<Index>>) {
         self.packs.wanted.clear();
         self.packs.index = packs;
-        self.missed = true;
+        self.foresee_anew();
     }
 
     /// The frames to fetch in the place of `run`, a candidate: its own, if that is the better bargain, and those behind it
