@@ -293,7 +293,7 @@ impl Pupil {
     fn learn_of_packs(
         &mut self,
         published: Arc<Published>,
-        mut shelf: Option<&mut Shelf>,
+        shelf: Option<&mut Shelf>,
         following: bool,
     ) -> Result<bool, Error> {
         let Some(mut packs) = Packs::find(published, self.subject.geometry)? else { return Ok(false) };
@@ -316,7 +316,7 @@ impl Pupil {
         let index = packs.index(&model, &closing)?;
         self.follower.fetch_packs(index);
         let validator = Some(packs.name().to_owned());
-        let new = self.heed(&name, shelf.as_deref_mut(), bytes, validator)?;
+        let new = self.heed(&name, shelf, bytes, validator)?;
         if !new && !following {
             // It is on the shelf, and could not be read there.
             self.follow_model(model, PUBLISHED);
