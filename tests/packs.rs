@@ -58,8 +58,11 @@ fn site() -> Site {
     site
 }
 
+/// The names of files that were asked for, with how many bytes.
+type Asked = Arc<Mutex<Vec<(String, u64)>>>;
+
 /// Serves a site and counts the bytes of each file that are asked for.
-fn serve(site: &Site) -> (BadServer, Arc<Mutex<Vec<(String, u64)>>>) {
+fn serve(site: &Site) -> (BadServer, Asked) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = asked.clone();
     let server = site.serve_after(move |seen| {
@@ -69,7 +72,7 @@ fn serve(site: &Site) -> (BadServer, Arc<Mutex<Vec<(String, u64)>>>) {
     (server, asked)
 }
 
-fn bytes_of(asked: &Mutex<Vec<(String, u64)>>, ending: &str) -> u64 {
+fn bytes_of(asked: &Asked, ending: &str) -> u64 {
     asked.lock().unwrap().iter().filter(|(name, _)| name.ends_with(ending)).map(|(_, bytes)| bytes).sum()
 }
 
