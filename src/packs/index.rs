@@ -122,6 +122,12 @@ impl Index {
         home.run.contains(block).then_some(home.frame)
     }
 
+    /// The frame that holds the first packed block of `range`: what stands before it may be a hole.
+    pub fn frame_in(&self, range: BlockRange) -> Option<u32> {
+        let home = self.homes.get(self.homes.partition_point(|home| home.run.end <= range.start))?;
+        (home.run.start < range.end).then_some(home.frame)
+    }
+
     /// The blocks of a frame, in its order; none of one that does not exist.
     pub fn runs(&self, frame: u32) -> &[BlockRange] {
         let at = frame as usize;

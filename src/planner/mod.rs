@@ -404,7 +404,13 @@ impl Planner {
             }
         }
         self.foresight = foresight;
+        self.foresee_anew();
+    }
+
+    /// Has the next decision renew the candidates, however fresh they are: nothing else may happen for a while.
+    fn foresee_anew(&mut self) {
         self.missed = true;
+        self.foreseen_at = Moment::default();
     }
 
     /// So many of the touches that the present foresight was told beforehand were news to it.

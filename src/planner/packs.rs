@@ -47,7 +47,7 @@ impl Packs {
         let block_bytes = index.block_bytes() as f64;
         for candidate in candidates {
             // A range is of one sequence, and so is a frame of whole ones, unless more was learnt since it was packed.
-            let Some(frame) = index.frame_of(candidate.range.start) else { continue };
+            let Some(frame) = index.frame_in(candidate.range) else { continue };
             if blocks.first_absent(candidate.range).is_some() {
                 let wanted = self.wanted.entry(frame).or_default();
                 wanted.bytes += candidate.range.len() as f64 * block_bytes;
@@ -79,14 +79,14 @@ impl Planner {
     pub fn set_packs(&mut self, packs: Option<Arc<Index>>) {
         self.packs.wanted.clear();
         self.packs.index = packs;
-        self.missed = true;
+        self.foresee_anew();
     }
 
     /// The frames to fetch in the place of `run`, a candidate: its own, if that is the better bargain, and those behind it
     /// that are as well, up to so many bytes of the link.
     pub(super) fn frames_for(&self, run: BlockRange, bytes: u64, blocks: &dyn Blocks) -> Option<Range<u32>> {
         let index = self.packs.index.as_ref()?;
-        let first = index.frame_of(run.start)?;
+        let first = index.frame_in(run)?;
         let pays = |frame| self.pays(index, frame, blocks);
         if !pays(first) {
             return None;
@@ -151,5 +151,100 @@ impl Planner {
         let id = self.depart(Cargo::Frames(frames.clone()), brings, index.wire_bytes(frames.clone()), class, now);
         actions.push(Action::FetchFrames(id, frames, class));
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Event, FetchId, Outcome};
+    use super::*;
+    use crate::block::Geometry;
+    use crate::config::Config;
+    use crate::gate::State;
+    use crate::predictor::Script;
+    use crate::tree::{Hash, TreeBuilder, hash_block};
+
+    /// An image of which nothing is here.
+    struct Nothing;
+
+    impl Blocks for Nothing {
+        fn state(&self, _: Block) -> State {
+            State::Absent
+        }
+        fn first_missing(&self, range: BlockRange) -> Option<Block> {
+            self.first_absent(range)
+        }
+        fn first_absent(&self, range: BlockRange) -> Option<Block> {
+            (!range.is_empty()).then_some(range.start)
+        }
+        fn first_present(&self, _: BlockRange) -> Option<Block> {
+            None
+        }
+        fn claim(&self, _: BlockRange) -> bool {
+            true
+        }
+        fn watch(&self, _: bool) {}
+    }
+
+    const NOW: Moment = Moment(1_000_000_000);
+
+    /// A planner that foresees `wanted`, with one connection and with two frames of 16 blocks, packed to half.
+    fn planner(wanted: &[(u64, u64)]) -> Planner {
+        let geometry = Geometry::new(1 << 30, 4096).unwrap();
+        let config = Config { connections: 1, fill: false, ..Config::default() };
+        let mut planner = Planner::new(geometry, &config, 1);
+        let frames = [(vec![BlockRange::new(100, 116)], 32_768), (vec![BlockRange::new(200, 216)], 32_768)];
+        planner.set_packs(Some(Arc::new(Index::of_frames(geometry, &frames))));
+        let ranges = wanted.iter().map(|&(start, end)| BlockRange::new(start, end)).collect();
+        planner.set_foresight(Some(Box::new(Script::new(ranges))), 0);
+        planner
+    }
+
+    fn plan(planner: &mut Planner, now: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
+        planner.plan(now, &Nothing, &mut actions);
+        actions
+    }
+
+    #[test]
+    fn a_frame_is_fetched_where_it_is_cheaper_than_what_is_wanted_of_it() {
+        let whole = plan(&mut planner(&[(100, 116)]), NOW);
+        assert_eq!(whole, [Action::FetchFrames(FetchId(1), 0..1, Class::Prefetch)]);
+        let part = plan(&mut planner(&[(100, 104)]), NOW);
+        assert_eq!(part, [Action::Fetch(FetchId(1), BlockRange::new(100, 104), Class::Prefetch)]);
+    }
+
+    #[test]
+    fn a_frame_that_failed_goes_back_to_ranges_and_lost_packs_fail_nothing() {
+        for outcome in [Outcome::Failed { retry_after: None }, Outcome::Fatal] {
+            let mut planner = planner(&[(100, 116)]);
+            let [Action::FetchFrames(id, ..)] = plan(&mut planner, NOW)[..] else { panic!("no frame") };
+            planner.on(Event::Finished(id, outcome), NOW, &Nothing, &mut Vec::new());
+            let later = NOW + std::time::Duration::from_secs(60);
+            let again = plan(&mut planner, later);
+            assert!(matches!(again[..], [Action::Fetch(_, range, _)] if range.start == Block(100)), "{again:?}");
+            assert!(!planner.has_failed());
+        }
+    }
+
+    #[test]
+    fn holes_take_no_bytes_and_are_filled_in_long_steps() {
+        let mut planner = planner(&[]);
+        planner.set_fill(true);
+        let mut builder = TreeBuilder::new(planner.geometry);
+        let used: [Hash; 8] = [hash_block(b"any"); 8];
+        builder.used(&used);
+        builder.zero((1 << 18) - 8);
+        let (file, root) = builder.finish().unwrap();
+        planner.set_holes(Arc::new(Tree::read(&file, root).unwrap()));
+        assert_eq!(planner.wire_bytes(BlockRange::new(4, 4000)), 4 * 4096);
+        let first = plan(&mut planner, NOW);
+        let [Action::Fetch(id, range, Class::Fill)] = first[..] else { panic!("{first:?}") };
+        assert_eq!(range, BlockRange::new(0, 16), "a chunk: used blocks come over the link");
+        planner.on(Event::Arrived(id, range), NOW, &Nothing, &mut Vec::new());
+        planner.on(Event::Finished(id, Outcome::Done), NOW, &Nothing, &mut Vec::new());
+        let second = plan(&mut planner, NOW);
+        let [Action::Fetch(_, range, Class::Fill)] = second[..] else { panic!("{second:?}") };
+        assert_eq!(range.len() * 4096, 256 << 20);
     }
 }
