@@ -13,6 +13,8 @@
 
 mod bytes;
 mod format;
+mod header;
+mod merge;
 mod owners;
 mod poison;
 mod recording;
