@@ -16,6 +16,7 @@ pub mod errno {
     pub const EROFS: i32 = 30;
     pub const ENOSYS: i32 = 38;
     pub const EPROTO: i32 = 71;
+    pub const ENOTSUP: i32 = 95;
     pub const ESTALE: i32 = 116;
     pub const ETIMEDOUT: i32 = 110;
     pub const EHOSTUNREACH: i32 = 113;

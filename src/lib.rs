@@ -97,6 +97,7 @@ pub mod store;
 mod sync;
 mod sys;
 pub mod time;
+pub mod tree;
 
 pub use error::{Error, Result};
 pub use gate::{Answer, Op};

@@ -66,6 +66,23 @@ impl Recording {
         Self { age: 0, touched: touched.try_into().unwrap_or(u32::MAX), listed, runs }
     }
 
+    /// The recording as it would be of another version of the image, where each block lies at `place` of it, or nowhere any
+    /// more.
+    pub fn moved(&self, place: &dyn Fn(Block) -> Option<Block>) -> Self {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut listed = 0;
+        for run in &self.runs {
+            for start in run.range().iter().filter_map(place) {
+                listed += 1;
+                match runs.last_mut() {
+                    Some(last) if last.at_ms == run.at_ms && last.range().end == start => last.blocks += 1,
+                    _ => runs.push(Run { at_ms: run.at_ms, blocks: 1, start }),
+                }
+            }
+        }
+        Self { age: self.age, touched: self.touched - self.listed + listed, listed, runs }
+    }
+
     /// A number that tells sessions apart, whatever they are called and in whatever order they come: the first eight bytes
     /// of BLAKE3 over the recorded bytes. Of two sessions with one number only one would be learnt, and which of many are
     /// kept goes by it, so a stranger who sends sessions must not be able to make a number at will.
@@ -149,6 +166,21 @@ mod tests {
         assert_eq!(roundtrip(&recording, session.geometry).as_ref(), Some(&recording));
         let smaller = Geometry::new(4096 * 1000, 4096).unwrap();
         assert_eq!(roundtrip(&recording, smaller), None, "its last block lies outside");
+    }
+
+    #[test]
+    fn a_recording_moves_with_its_blocks() {
+        let recording = Recording { age: 7, ..Recording::new(&session("1000 R 0 16384\n2000 R 40960 4096\n")) };
+        // 0 stays, 1 is gone, 2 and 3 lie further on, 10 has come to lie behind them.
+        let moved = recording.moved(&|block| match block.0 {
+            0 => Some(block),
+            2 | 3 => Some(Block(block.0 + 5)),
+            10 => Some(Block(9)),
+            _ => None,
+        });
+        let run = |at_ms, start, blocks| Run { at_ms, blocks, start: Block(start) };
+        assert_eq!(moved.runs, [run(1, 0, 1), run(1, 7, 2), run(2, 9, 1)]);
+        assert_eq!((moved.age, moved.listed, moved.touched), (7, 4, 4));
     }
 
     /// The example of docs/format-model.md.

@@ -16,7 +16,7 @@ use std::io::Read;
 use super::format::Evidence;
 use super::recording::Recording;
 use super::{Learnt, Model, format, poison, retention, sequences};
-use crate::block::Geometry;
+use crate::block::{Block, Geometry};
 use crate::error::{Error, Result, errno};
 use crate::session::Session;
 
@@ -77,6 +77,31 @@ impl Trainer {
         trainer.before = learnt.sessions;
         for recording in recordings {
             trainer.keep((u64::from(recording.age) + 1, recording.identity()), recording);
+        }
+        Ok(trainer)
+    }
+
+    /// A trainer that goes on from the model of another version of the image, for this one. `place` says where a block of
+    /// that version lies in this one; what has no place any more is forgotten, and so are sessions of which nothing is
+    /// left. No two blocks may get the same place. Blocks must be of the same size in both (else `EINVAL`).
+    pub fn resume_moved(
+        name: &str,
+        model: impl Read,
+        geometry: Geometry,
+        place: &dyn Fn(Block) -> Option<Block>,
+        limits: Limits,
+    ) -> Result<Self> {
+        let Evidence { geometry: old, learnt, recordings, .. } = format::read_evidence(name, model)?;
+        if old.block_bytes() != geometry.block_bytes() {
+            let (was, is) = (old.block_bytes(), geometry.block_bytes());
+            return Err(Error::new(errno::EINVAL, format!("{name} has blocks of {was} bytes, and the image of {is}")));
+        }
+        let within = |block| place(block).filter(|block| geometry.all().contains(*block));
+        let mut trainer = Self::new(geometry, limits);
+        trainer.resumed = true;
+        trainer.before = learnt.sessions;
+        for recording in recordings.iter().map(|recording| recording.moved(&within)).filter(|r| r.listed > 0) {
+            trainer.unite((u64::from(recording.age) + 1, recording.identity()), recording);
         }
         Ok(trainer)
     }
@@ -209,7 +234,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::block::Block;
+    use crate::block::BlockRange;
     use crate::model::SequenceId;
     use crate::model::testing::{IMAGE_BYTES, session, task};
 
@@ -342,6 +367,30 @@ mod tests {
         // Set aside is not forgotten: it waits in the record.
         let again = Trainer::resume("m", &file[..], Limits::default()).unwrap().finish();
         assert_eq!((again.paths().len(), again.learnt().set_aside), (21, 1));
+    }
+
+    #[test]
+    fn what_was_learnt_of_an_older_version_moves_with_its_blocks() {
+        let (old, file) = train(&[session(1, &[0]), session(2, &[1])], Limits::default());
+        let larger = Geometry::new(IMAGE_BYTES + (1 << 20), 4096).unwrap();
+        // All lies a MiB further on, but for task 1, which is gone.
+        let gone = old.owner(task(1, 0)).map(|id| old.sequence(id).runs.clone()).unwrap();
+        let place = |block: Block| {
+            let lost = gone.iter().any(|run: &BlockRange| run.contains(block));
+            (!lost).then_some(Block(block.0 + 256))
+        };
+        let moved = Trainer::resume_moved("m", &file[..], larger, &place, Limits::default()).unwrap().finish();
+        assert_eq!((moved.geometry(), moved.learnt().sessions, moved.paths().len()), (larger, 2, 2));
+        let owned = |model: &Model, block: Block| model.owner(block).is_some();
+        for block in old.geometry().all().iter() {
+            let stays = owned(&old, block) && place(block).is_some();
+            assert_eq!(owned(&moved, Block(block.0 + 256)), stays, "{block:?}");
+        }
+        let none = Trainer::resume_moved("m", &file[..], larger, &|_| None, Limits::default()).unwrap().finish();
+        assert_eq!((none.paths().len(), none.sequences().len()), (0, 0));
+        let coarse = Geometry::new(IMAGE_BYTES, 8192).unwrap();
+        let error = Trainer::resume_moved("m", &file[..], coarse, &Some, Limits::default()).unwrap_err().to_string();
+        assert!(error.contains("blocks of 4096"), "{error}");
     }
 
     #[test]

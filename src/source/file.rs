@@ -119,7 +119,7 @@ impl Source for FileSource {
 }
 
 /// The path in a `file:` URL (percent-decoded only after `file://`, where it is a URL in earnest) or as it is.
-fn path_of(url: &str) -> Result<PathBuf, Error> {
+pub(super) fn path_of(url: &str) -> Result<PathBuf, Error> {
     let Some(rest) = url.strip_prefix("file:") else { return Ok(PathBuf::from(url)) };
     let Some(after) = rest.strip_prefix("//") else { return Ok(PathBuf::from(rest)) };
     let path = after.strip_prefix("localhost").unwrap_or(after);

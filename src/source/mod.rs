@@ -39,10 +39,12 @@ pub mod file;
 pub mod http;
 pub mod mirror;
 pub mod pattern;
+pub mod published;
 #[cfg(test)]
 pub(crate) mod testing;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,7 @@ pub use file::FileSource;
 pub use http::{Document, Found, HttpSource};
 pub use mirror::MirrorSource;
 pub use pattern::PatternSource;
+pub use published::{FrameSink, Published};
 
 use crate::config::{Config, HttpOptions};
 use crate::error::{Error, errno};
@@ -126,6 +129,18 @@ pub trait Source: Send + Sync {
     ///
     /// `lane` is the number of the calling worker: a source may keep one connection for each.
     fn fetch(&self, lane: usize, offset: u64, length: u64, sink: &mut dyn Sink) -> Result<(), FetchError>;
+
+    /// What is known of the image beyond its bytes, when it is a published one.
+    fn published(&self) -> Option<Arc<Published>> {
+        None
+    }
+
+    /// Delivers the blocks of these frames of the image's packs into `sink`, frame by frame, each of them checked. Blocks
+    /// as [`Source::fetch`] does. Only published images have packs, and only after [`Published::set_frames`].
+    fn fetch_frames(&self, lane: usize, frames: Range<u32>, sink: &mut dyn FrameSink) -> Result<(), FetchError> {
+        let _ = (lane, frames, sink);
+        Err(Error::new(errno::ENOTSUP, format!("{}: has no packs", self.name())).into())
+    }
 
     /// Makes a connection ready for `lane` ahead of its next fetch, if none is. Failing is no error. Blocks like
     /// a fetch, so the lane's own worker calls it, when it has nothing else to do.

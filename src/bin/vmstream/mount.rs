@@ -13,14 +13,15 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use fuser::{MountOption, Session, SessionACL};
+use fuser::{MountOption, Session, SessionACL, SessionUnmounter};
 use vmstream::Image;
 use vmstream::error::{Error, Result, errno};
 
 use crate::report::{REPORT_EVERY, ReportArgs, Reporter};
 use crate::{Outcome, signals};
-use disk::{Disk, NAME};
-use parked::Parking;
+use disk::Disk;
+pub use disk::NAME;
+pub use parked::Parking;
 use wait::{End, Wait};
 
 /// Threads that take requests from the kernel. They never wait for the network, so a few are enough.
@@ -82,7 +83,7 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
 
     let mut reporter = Reporter::new(&args.report)?;
     let parking = Arc::new(Parking::default());
-    let image = open(args, &parking)?;
+    let image = open(&args.image_options(), &parking)?;
     opened.done();
     reporter.report(&image);
 
@@ -94,12 +95,8 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
         return Ok(Outcome::Interrupted(signal));
     }
 
-    let disk = Disk::new(image.clone(), parking, args.read_only);
-    let mut session = Session::new(disk, &args.dir, &session_config(args, &image))
-        .map_err(|e| Error::io(format_args!("cannot mount on {} (is fuse3 installed?)", args.dir.display()), e))?;
-    let mut unmounter = session.unmount_callable();
-    let serve = move || drop(news.send(News::Ended(session.run())));
-    thread::Builder::new().name("fuse".into()).spawn(serve).map_err(|e| Error::io("cannot start a thread", e))?;
+    let mut unmounter =
+        show(&image, parking, &args.dir, args.access(), move |ended| drop(news.send(News::Ended(ended))))?;
     log::info!("{} is ready", args.dir.join(NAME).display());
 
     let ended = loop {
@@ -126,15 +123,53 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn open(args: &MountArgs, parking: &Arc<Parking>) -> Result<Arc<Image>> {
-    let mut options = vec![format!("source={}", args.url)];
-    options.extend(args.cache.as_ref().map(|dir| format!("cache={}", dir.display())));
-    options.extend(args.read_only.then(|| "read_only=on".to_owned()));
-    options.extend(args.options.iter().cloned());
+impl MountArgs {
+    fn image_options(&self) -> Vec<String> {
+        let mut options = vec![format!("source={}", self.url)];
+        options.extend(self.cache.as_ref().map(|dir| format!("cache={}", dir.display())));
+        options.extend(self.read_only.then(|| "read_only=on".to_owned()));
+        options.extend(self.options.iter().cloned());
+        options
+    }
+
+    fn access(&self) -> Access {
+        Access { read_only: self.read_only, all_users: self.allow_other }
+    }
+}
+
+/// Who may do what with a mounted disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Access {
+    /// Nobody may write.
+    pub read_only: bool,
+    /// Other users may use it as well.
+    pub all_users: bool,
+}
+
+/// Shows an image as the file `disk` in a directory, until the answer is told to unmount it or somebody else does; then
+/// `ended` is called, on a thread of its own.
+pub fn show(
+    image: &Arc<Image>,
+    parking: Arc<Parking>,
+    dir: &Path,
+    access: Access,
+    ended: impl FnOnce(io::Result<()>) + Send + 'static,
+) -> Result<SessionUnmounter> {
+    let disk = Disk::new(image.clone(), parking, access.read_only);
+    let mut session = Session::new(disk, dir, &session_config(access, image))
+        .map_err(|e| Error::io(format_args!("cannot mount on {} (is fuse3 installed?)", dir.display()), e))?;
+    let unmounter = session.unmount_callable();
+    let serve = move || ended(session.run());
+    thread::Builder::new().name("fuse".into()).spawn(serve).map_err(|e| Error::io("cannot start a thread", e))?;
+    Ok(unmounter)
+}
+
+/// Opens an image with these options, for [`show`].
+pub fn open(options: &[String], parking: &Arc<Parking>) -> Result<Arc<Image>> {
     // Completions need the image, which is there only after it was opened; none comes before something is asked.
     let slot: Arc<OnceLock<Weak<Image>>> = Arc::default();
     let (seen, parking) = (slot.clone(), parking.clone());
-    let image = Image::open_with(&options, move |completion| {
+    let image = Image::open_with(options, move |completion| {
         if let Some(image) = seen.get().and_then(Weak::upgrade) {
             parking.complete(&image, completion);
         }
@@ -145,7 +180,7 @@ fn open(args: &MountArgs, parking: &Arc<Parking>) -> Result<Arc<Image>> {
 }
 
 /// Closes the image once the session's threads have let go of it.
-fn close(mut image: Arc<Image>) -> Result<()> {
+pub fn close(mut image: Arc<Image>) -> Result<()> {
     loop {
         match Arc::try_unwrap(image) {
             Ok(image) => return image.close(),
@@ -157,7 +192,7 @@ fn close(mut image: Arc<Image>) -> Result<()> {
     }
 }
 
-fn session_config(args: &MountArgs, image: &Image) -> fuser::Config {
+fn session_config(access: Access, image: &Image) -> fuser::Config {
     let mut config = fuser::Config::default();
     let name = image.source_name().replace(',', "%2C"); // a comma would end the mount option
     config.mount_options = vec![
@@ -168,17 +203,17 @@ fn session_config(args: &MountArgs, image: &Image) -> fuser::Config {
         MountOption::NoDev,
         MountOption::NoSuid,
     ];
-    if args.read_only {
+    if access.read_only {
         config.mount_options.push(MountOption::RO);
     }
-    config.acl = if args.allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.acl = if access.all_users { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(SESSION_THREADS);
     config.clone_fd = true;
     config
 }
 
 /// Takes the mount out of the tree; its open files live on.
-fn detach(dir: &Path) {
+pub fn detach(dir: &Path) {
     if rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH).is_err() {
         // An ordinary user unmounts through the helper.
         let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(dir).status();

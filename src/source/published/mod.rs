@@ -1,0 +1,237 @@
+//! Published images: an image at an origin beside its hash tree and, perhaps, packs.
+//!
+//! A source whose path ends in `.vmp` is the pointer to one (`docs/format.md`). What such a source delivers has been
+//! checked against the root hash that came with the link, so neither the server nor a mirror nor the way from there has
+//! to be trusted. What all its places have in common - the tree, what was learnt of the packs - is a [`Published`].
+
+mod address;
+mod pointer;
+
+pub use address::{Address, POINTER_ENDING};
+pub use pointer::{NamedFile, POINTER_BYTES_MAX, Pointer, is_name};
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use super::{FetchError, Stop};
+use crate::block::BlockRange;
+use crate::error::{Error, errno};
+use crate::tree::{Lie, Root, Tree};
+
+/// How much of the tree file and of the packs file the first requests bring, in bytes: heads, hole maps and the top of
+/// the tree of all but scattered images of hundreds of gigabytes; the start of the packs.
+pub const FIRST_BYTES: u64 = 32 << 10;
+
+/// Takes what comes out of frames.
+pub trait FrameSink {
+    /// So many bytes came over the link, for whoever estimates it. They mean nothing yet.
+    fn received(&mut self, bytes: u64);
+    /// Checked blocks, in whatever order the frame holds them.
+    fn blocks(&mut self, range: BlockRange, bytes: &[u8]) -> Result<(), Stop>;
+    /// All blocks of `frame` were handed over.
+    fn frame_done(&mut self, frame: u32) -> Result<(), Stop>;
+}
+
+/// Knows where frames lie in a packs file, and opens them.
+pub trait Frames: Send + Sync {
+    /// Offset of the first of these frames in the file, and the length of each, in bytes: frames lie one behind the
+    /// other.
+    fn extent(&self, frames: Range<u32>) -> (u64, Vec<u32>);
+
+    /// The blocks that a frame holds.
+    fn blocks_of(&self, frame: u32) -> Vec<BlockRange>;
+
+    /// Opens a frame: adds the pages of its proof to `tree`, checks every block, and then hands all of them out.
+    ///
+    /// # Errors
+    /// What is wrong with the frame; nothing was handed out then. [`Lie::is_missing`] when pages of an earlier frame are
+    /// needed first.
+    fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie>;
+}
+
+/// The packs of a published image, as its pointer names them.
+#[derive(Clone, Debug)]
+pub struct PacksFile {
+    /// Relative reference from the pointer.
+    pub name: String,
+    /// Length of the file, in bytes.
+    pub bytes: u64,
+    /// What it begins with: [`FIRST_BYTES`] or the whole file. Not checked yet.
+    pub head: Arc<[u8]>,
+}
+
+/// The places of a published image, as far as others need them.
+pub trait Contact: Send + Sync {
+    /// Learns what there is to learn, if nobody has: afterwards [`Published::tree`] answers. Blocks.
+    fn contact(&self) -> Result<(), FetchError>;
+
+    /// `length` bytes from `offset` of the packs file. Blocks.
+    fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError>;
+}
+
+/// What is known of a published image, whichever place it came from. Everything is learnt once and then stays. All
+/// methods may be called from several threads at once.
+#[derive(Default)]
+pub struct Published {
+    root: OnceLock<Root>,
+    tree: OnceLock<Arc<Tree>>,
+    packs: OnceLock<PacksFile>,
+    sessions: OnceLock<String>,
+    frames: OnceLock<Arc<dyn Frames>>,
+    places: RwLock<Vec<Arc<dyn Contact>>>,
+}
+
+impl Published {
+    /// An image of which only the root is known, if that.
+    pub fn new(root: Option<Root>) -> Self {
+        let published = Self::default();
+        if let Some(root) = root {
+            published.learn_root(root);
+        }
+        published
+    }
+
+    /// The root hash; `None` before the first contact when the link had none.
+    pub fn root(&self) -> Option<Root> {
+        self.root.get().copied()
+    }
+
+    /// The tree; `None` before the first contact.
+    pub fn tree(&self) -> Option<&Arc<Tree>> {
+        self.tree.get()
+    }
+
+    /// The packs; `None` before the first contact and when there are none.
+    pub fn packs(&self) -> Option<&PacksFile> {
+        self.packs.get()
+    }
+
+    /// Where sessions of this image may be sent to, as an absolute URL; `None` before the first contact and when nobody
+    /// wants any.
+    pub fn sessions_url(&self) -> Option<&str> {
+        self.sessions.get().map(String::as_str)
+    }
+
+    /// What opens frames, once somebody has read the index of the packs.
+    pub fn frames(&self) -> Option<&Arc<dyn Frames>> {
+        self.frames.get()
+    }
+
+    /// Says what opens frames. The first answer holds.
+    pub fn set_frames(&self, frames: Arc<dyn Frames>) {
+        let _ = self.frames.set(frames);
+    }
+
+    /// Keeps the root; false when another is known.
+    pub fn learn_root(&self, root: Root) -> bool {
+        *self.root.get_or_init(|| root) == root
+    }
+
+    /// Keeps the tree, unless one is known: that one is answered, as both have the same root.
+    pub fn learn_tree(&self, tree: Tree) -> &Arc<Tree> {
+        self.tree.get_or_init(|| Arc::new(tree))
+    }
+
+    /// Keeps what the first place says of its packs.
+    pub fn learn_packs(&self, packs: PacksFile) {
+        let _ = self.packs.set(packs);
+    }
+
+    /// Keeps where sessions may be sent to.
+    pub fn learn_sessions(&self, url: String) {
+        let _ = self.sessions.set(url);
+    }
+
+    /// Adds a place to ask, after those that are here.
+    pub fn add_place(&self, place: Arc<dyn Contact>) {
+        self.places.write().unwrap_or_else(PoisonError::into_inner).push(place);
+    }
+
+    /// Learns the tree and what packs there are, if nobody has. Blocks.
+    ///
+    /// # Errors
+    /// The last place's, when all failed.
+    pub fn contact(&self) -> Result<(), FetchError> {
+        match self.tree() {
+            Some(_) => Ok(()),
+            None => self.ask(|place| place.contact()),
+        }
+    }
+
+    /// Reads a piece of the packs file, at most [`PACKS_PIECE_MAX`] bytes. Blocks.
+    ///
+    /// # Errors
+    /// EINVAL for a piece that is too long or leaves the file; else the last place's, when all failed.
+    pub fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError> {
+        let Some(packs) = self.packs() else {
+            return Err(Error::new(errno::ENOENT, "this image has no packs").into());
+        };
+        if length > PACKS_PIECE_MAX || offset.checked_add(length).is_none_or(|end| end > packs.bytes) {
+            let text = format!("{}: no piece of {length} bytes at {offset} in {} bytes", packs.name, packs.bytes);
+            return Err(Error::new(errno::EINVAL, text).into());
+        }
+        if let Some(bytes) = packs.head.get(offset as usize..).and_then(|rest| rest.get(..length as usize)) {
+            return Ok(bytes.to_vec());
+        }
+        self.ask(|place| place.read_packs(offset, length))
+    }
+
+    /// Asks one place after the other until one answers.
+    fn ask<T>(&self, question: impl Fn(&dyn Contact) -> Result<T, FetchError>) -> Result<T, FetchError> {
+        let places = self.places.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut failed = None;
+        for place in places {
+            match question(&*place) {
+                // The image is closing.
+                Err(FetchError::Stopped) => return Err(FetchError::Stopped),
+                Err(failure) => failed = Some(failure),
+                Ok(answer) => return Ok(answer),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::new(errno::ENOENT, "there is no place to ask").into()))
+    }
+}
+
+/// Longest piece of a packs file that is read at once, in bytes: a model and its index, several times over.
+pub const PACKS_PIECE_MAX: u64 = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Place(Result<u8, ()>);
+
+    impl Contact for Place {
+        fn contact(&self) -> Result<(), FetchError> {
+            self.0.map(|_| ()).map_err(|()| FetchError::transient("away"))
+        }
+
+        fn read_packs(&self, _: u64, length: u64) -> Result<Vec<u8>, FetchError> {
+            self.0.map(|byte| vec![byte; length as usize]).map_err(|()| FetchError::transient("away"))
+        }
+    }
+
+    #[test]
+    fn the_first_place_that_answers_is_enough() {
+        let published = Published::new(None);
+        assert!(published.contact().is_err());
+        published.add_place(Arc::new(Place(Err(()))));
+        assert!(matches!(published.contact(), Err(FetchError::Transient { .. })));
+        published.add_place(Arc::new(Place(Ok(7))));
+        assert!(published.contact().is_ok());
+        published.learn_packs(PacksFile { name: "p.vmk".into(), bytes: 100, head: [1, 2, 3].into() });
+        assert_eq!(published.read_packs(1, 2).ok(), Some(vec![2, 3]), "what is here is not asked for");
+        assert_eq!(published.read_packs(1, 3).ok(), Some(vec![7; 3]));
+        for (offset, length) in [(99, 2), (u64::MAX, 1), (0, PACKS_PIECE_MAX + 1)] {
+            assert!(matches!(published.read_packs(offset, length), Err(FetchError::Fatal(_))), "{offset} {length}");
+        }
+    }
+
+    #[test]
+    fn another_root_is_not_learnt() {
+        let root = |digit: &str| digit.repeat(64).parse::<Root>().unwrap();
+        let published = Published::new(Some(root("1")));
+        assert!(published.learn_root(root("1")) && !published.learn_root(root("2")));
+        assert_eq!(published.root(), Some(root("1")));
+    }
+}
