@@ -87,6 +87,7 @@ pub mod learner;
 pub mod link;
 pub mod model;
 pub mod notify;
+pub mod packs;
 pub mod planner;
 pub mod predictor;
 pub mod replay;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Modules, lowest layer first; within a layer each may use those before it.
 const LAYERS: [&[&str]; 5] = [
     &["error", "time", "sync", "counters", "stats", "block", "config", "sys"],
-    &["link", "notify", "tree", "source", "store", "gate", "session", "model", "predictor"],
+    &["link", "notify", "tree", "source", "store", "gate", "session", "model", "packs", "predictor"],
     &["planner"],
     &["engine", "learner", "image", "replay"],
     &["capi"],

@@ -109,7 +109,7 @@ fn replay(guests: &Guests, from: Range<u64>, count: u64, policy: Policy, model: 
         let mut config = Config { fill: false, block_bytes: BLOCK_BYTES, ..Config::default() };
         let foresight = policy.foresight(&mut config, Some(model), &session);
         let geometry = session.geometry;
-        let figures = run(Setup { steps: &steps, geometry, link: LINK, config, foresight });
+        let figures = run(Setup { steps: &steps, geometry, link: LINK, config, foresight, packs: None });
         assert_eq!(figures.steps, steps.len(), "the guest waits without end");
         let total = bound(&steps, geometry, LINK).total();
         outcome.ratios.add(figures.total.as_secs_f64() / total.as_secs_f64());

@@ -4,16 +4,18 @@
 //! that is no longer absent was written by the guest meanwhile, and its fetched bytes are dropped.
 
 use super::syncer::SyncJob;
-use super::{Answer, FRESH_MAX, Job, Shared, lock};
+use super::{Answer, FRESH_MAX, Shared, lock};
 use crate::block::{Block, BlockRange};
 use crate::error::Error;
-use crate::planner::Event;
+use crate::planner::{Event, FetchId};
 use crate::source::{Sink, Stop};
 
 /// The sink of one fetch.
 pub(super) struct Landing<'a> {
     shared: &'a Shared,
-    job: Job,
+    fetch: FetchId,
+    /// What was asked for.
+    range: BlockRange,
     /// The first block that has not landed.
     next: Block,
     /// The beginning of that block, as far as it came.
@@ -31,14 +33,20 @@ enum Load<'a> {
 }
 
 impl<'a> Landing<'a> {
-    pub fn new(shared: &'a Shared, job: Job, carry: &'a mut Vec<u8>, answers: &'a mut Vec<Answer>) -> Self {
+    pub fn new(
+        shared: &'a Shared,
+        fetch: FetchId,
+        range: BlockRange,
+        carry: &'a mut Vec<u8>,
+        answers: &'a mut Vec<Answer>,
+    ) -> Self {
         carry.clear();
-        Self { shared, job, next: job.range.start, carry, answers, runs: Vec::new(), store_error: None }
+        Self { shared, fetch, range, next: range.start, carry, answers, runs: Vec::new(), store_error: None }
     }
 
     /// True when every block of the fetch has landed.
     pub fn is_whole(&self) -> bool {
-        self.next == self.job.range.end
+        self.next == self.range.end
     }
 
     fn block_length(&self) -> usize {
@@ -53,7 +61,7 @@ impl<'a> Landing<'a> {
         let geometry = self.shared.gate.geometry();
         let end = (self.next.0 << geometry.block_shift()).saturating_add(length);
         let last = if end >= geometry.size() { geometry.blocks() } else { end >> geometry.block_shift() };
-        BlockRange { start: self.next, end: Block(last).min(self.job.range.end).max(self.next) }
+        BlockRange { start: self.next, end: Block(last).min(self.range.end).max(self.next) }
     }
 
     /// Lands whole blocks from `next` on.
@@ -100,7 +108,7 @@ impl<'a> Landing<'a> {
                     let _ = shared.sync.send(SyncJob::Checkpoint); // fails only while the image is closing
                 }
             }
-            shared.turn(&mut core, Some(Event::Arrived(self.job.fetch, range)), self.answers);
+            shared.turn(&mut core, Some(Event::Arrived(self.fetch, range)), self.answers);
         }
         if shared.jobs.load(std::sync::atomic::Ordering::Acquire) != 0 {
             shared.gate.signal.ring();

@@ -9,6 +9,7 @@
 //! The *engine thread* owns the time: deadlines, back-off, checkpoints, notes of hits; and it serves misses while all
 //! workers are inside the network. The *syncer* owns the journal and the file in which the session is recorded.
 
+mod blocks;
 mod follower;
 mod landing;
 mod syncer;
@@ -22,13 +23,12 @@ use std::time::Duration;
 
 use crossbeam::channel::{Sender, unbounded};
 
-use crate::block::{Block, BlockRange};
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::error::{Error, Result, errno};
-use crate::gate::{ENGINE_SEAT, Gate, Op, Reply, State};
+use crate::gate::{ENGINE_SEAT, Gate, Op, Reply};
 use crate::notify::{Completion, Notifier};
-use crate::planner::{Action, Blocks, Class, Event, FetchId, Planner, RequestId};
+use crate::planner::{Action, Cargo, Class, Event, FetchId, Planner, RequestId};
 use crate::session::{Recorder, Writer};
 use crate::source::Source;
 use crate::store::{Journal, Store};
@@ -50,10 +50,10 @@ const NEVER: Moment = Moment(u64::MAX);
 const STACK_BYTES: usize = 512 << 10;
 
 /// A fetch for a worker.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Job {
     fetch: FetchId,
-    range: BlockRange,
+    cargo: Cargo,
 }
 
 /// An answer to give once the core's lock is released.
@@ -77,6 +77,16 @@ struct Core {
     recorder: Recorder,
 }
 
+impl Core {
+    /// A demand overtakes what nobody waits for.
+    fn enqueue(&mut self, job: Job, class: Class) {
+        match class {
+            Class::Demand => self.jobs.push_front(job),
+            Class::Prefetch | Class::Fill => self.jobs.push_back(job),
+        }
+    }
+}
+
 /// What all threads of an image share.
 pub(crate) struct Shared {
     pub gate: Gate,
@@ -95,27 +105,6 @@ pub(crate) struct Shared {
     poked: AtomicBool,
     checkpoint: Duration,
     last_error: Mutex<Option<String>>,
-}
-
-impl Blocks for Gate {
-    fn state(&self, block: Block) -> State {
-        self.states.state(block)
-    }
-    fn first_missing(&self, range: BlockRange) -> Option<Block> {
-        self.states.first_missing(range)
-    }
-    fn first_absent(&self, range: BlockRange) -> Option<Block> {
-        self.states.first_absent(range)
-    }
-    fn first_present(&self, range: BlockRange) -> Option<Block> {
-        self.states.first_present(range)
-    }
-    fn claim(&self, range: BlockRange) -> bool {
-        self.states.claim(range)
-    }
-    fn watch(&self, on: bool) {
-        Gate::watch(self, on);
-    }
 }
 
 /// A lock that outlives a panic: the callback of an embedder must not take the image down with it.
@@ -179,8 +168,10 @@ impl Shared {
                     answers.extend(core.replies.remove(&id).map(|reply| (reply, result)));
                     core.recorder.answered(id.0, now);
                 }
-                Action::Fetch(fetch, range, Class::Demand) => core.jobs.push_front(Job { fetch, range }),
-                Action::Fetch(fetch, range, Class::Prefetch | Class::Fill) => core.jobs.push_back(Job { fetch, range }),
+                Action::Fetch(fetch, range, class) => core.enqueue(Job { fetch, cargo: Cargo::Range(range) }, class),
+                Action::FetchFrames(fetch, frames, class) => {
+                    core.enqueue(Job { fetch, cargo: Cargo::Frames(frames) }, class);
+                }
             }
         }
         core.actions = actions;

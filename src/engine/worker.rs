@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::landing::Landing;
 use super::{Answer, Job, Shared, lock};
-use crate::planner::{Event, Outcome, PREFETCH_RESERVE};
+use crate::planner::{Cargo, Event, Outcome, PREFETCH_RESERVE};
 use crate::source::FetchError;
 
 /// Body of a worker thread. `lane` is its seat at the gate and its connection at the source.
@@ -48,8 +48,9 @@ fn has_work(shared: &Shared) -> bool {
 /// Fetches one range and says how it ended.
 fn fetch(shared: &Shared, lane: usize, job: Job, carry: &mut Vec<u8>, answers: &mut Vec<Answer>) -> Event {
     let geometry = shared.gate.geometry();
-    let (offset, length) = (geometry.offset(job.range), geometry.length(job.range));
-    let mut landing = Landing::new(shared, job, carry, answers);
+    let Cargo::Range(range) = job.cargo.clone() else { return Event::Finished(job.fetch, Outcome::Fatal) };
+    let (offset, length) = (geometry.offset(range), geometry.length(range));
+    let mut landing = Landing::new(shared, job.fetch, range, carry, answers);
     let result = shared.source.fetch(lane, offset, length, &mut landing);
     let store_error = landing.store_error.take();
     let whole = landing.is_whole();

@@ -7,7 +7,7 @@
 const VARINT_BYTES_MAX: usize = 10;
 
 /// Appends a number.
-pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -16,13 +16,13 @@ pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
 }
 
 /// Appends the difference from `base` to `value`. Both must be below 2^63, as all block numbers are.
-pub(super) fn put_step(out: &mut Vec<u8>, base: u64, value: u64) {
+pub(crate) fn put_step(out: &mut Vec<u8>, base: u64, value: u64) {
     let step = (value as i64).wrapping_sub(base as i64);
     put(out, ((step << 1) ^ (step >> 63)) as u64);
 }
 
 /// Reads what [`put`] and [`put_step`] wrote; `None` when bytes are missing or make no number.
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     /// Reads from the first of these bytes.
@@ -77,6 +77,13 @@ impl<'a> Reader<'a> {
     pub fn take_count(&mut self) -> Option<usize> {
         let count = usize::try_from(self.take()?).ok()?;
         (count <= self.0.len()).then_some(count)
+    }
+
+    /// The next bytes as they are; `None` when there are fewer.
+    pub fn take_bytes(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
     }
 
     /// True when nothing is left.

@@ -11,7 +11,7 @@
 //! which also holds the recordings it was made from, so that more sessions can be learnt later; [`Model::load`] reads only
 //! what following a guest needs.
 
-mod bytes;
+pub(crate) mod bytes;
 mod format;
 mod header;
 mod merge;

@@ -1,7 +1,8 @@
 //! What to fetch now for those who wait, and how any fetch begins.
 
 use super::demand::Blocks;
-use super::{Action, Class, Planner};
+use super::flights::Cargo;
+use super::{Action, Class, FetchId, Planner};
 use crate::block::{Block, BlockRange};
 use crate::time::Moment;
 
@@ -16,21 +17,38 @@ const JOIN_MAX: usize = 64;
 
 impl Planner {
     pub(super) fn begin(&mut self, range: BlockRange, class: Class, now: Moment, actions: &mut Vec<Action>) {
-        let token = self.link.start(self.geometry.length(range), now);
-        let id = self.flights.begin(range, class, token);
+        let id = self.depart(Cargo::Range(range), vec![range], self.geometry.length(range), class, now);
+        actions.push(Action::Fetch(id, range, class));
+    }
+
+    /// Enters a fetch that brings these blocks and takes so many bytes of the link.
+    pub(super) fn depart(
+        &mut self,
+        cargo: Cargo,
+        brings: Vec<BlockRange>,
+        wire: u64,
+        class: Class,
+        now: Moment,
+    ) -> FetchId {
         match class {
             Class::Demand => self.tally.demand_fetches += 1,
             Class::Prefetch | Class::Fill => self.tally.prefetch_fetches += 1,
         }
-        actions.push(Action::Fetch(id, range, class));
+        let token = self.link.start(wire, now);
+        self.flights.begin(cargo, brings, wire, class, token)
     }
 
-    /// Largest gap between two ranges worth fetching along, in blocks: where its bytes take less of the link than a
-    /// request of its own would cost.
-    pub(super) fn gap_blocks(&self) -> u64 {
+    /// Bytes that may come along unasked for where that saves a request: as many as take no more of the link than the
+    /// request would cost.
+    pub(super) fn gap_bytes(&self) -> u64 {
         let trip = self.link.round_trip().unwrap_or_default().as_secs_f64() / self.connections as f64;
         let bytes = REQUEST_OVERHEAD + (trip * self.link.rate()) as u64;
-        bytes.min(GAP_MAX) / self.geometry.block_bytes()
+        bytes.min(GAP_MAX)
+    }
+
+    /// Largest gap between two ranges worth fetching along, in blocks.
+    pub(super) fn gap_blocks(&self) -> u64 {
+        self.gap_bytes() / self.geometry.block_bytes()
     }
 
     pub(super) fn slots(&self) -> usize {
@@ -73,7 +91,12 @@ impl Planner {
             // The oldest goes first and takes its neighbours along.
             let Some(&oldest) = runs.first() else { return };
             let joined = self.join(oldest, runs, blocks);
-            self.begin(joined, Class::Demand, now, actions);
+            let frame = self.frame_for_demand(joined);
+            let framed =
+                frame.is_some_and(|frame| self.begin_frames(frame..frame + 1, Class::Demand, now, blocks, actions));
+            if !framed {
+                self.begin(joined, Class::Demand, now, actions);
+            }
         }
     }
 

@@ -18,16 +18,18 @@ mod habits;
 mod issue;
 #[cfg(all(test, vmstream_shuttle))]
 mod model;
+mod packs;
 mod prefetch;
 mod readahead;
 #[cfg(all(test, not(vmstream_shuttle)))]
 mod simulation;
 mod touches;
 
+use std::ops::Range;
 use std::time::Duration;
 
 pub use demand::{Blocks, Request, RequestId};
-pub use flights::{Class, FetchId};
+pub use flights::{Cargo, Class, FetchId};
 pub use forecast::Outlook;
 pub use prefetch::PREFETCH_RESERVE;
 
@@ -43,6 +45,7 @@ use demand::Demand;
 use fill::Fill;
 use flights::Flights;
 use habits::Habits;
+use packs::Packs;
 use readahead::Readahead;
 use touches::Touches;
 
@@ -72,8 +75,10 @@ pub enum Event {
     Needed(RequestId, Request),
     /// The guest touched resident blocks for the first time.
     Touched(Request),
-    /// The next blocks of a fetch were stored, or dropped because the guest was faster.
+    /// Blocks of a fetch were stored, or dropped because the guest was faster: of a range the next ones, of frames any.
     Arrived(FetchId, BlockRange),
+    /// So many bytes of a fetch of frames came over the link; of ranges the blocks tell it.
+    Received(FetchId, u64),
     /// A fetch ended.
     Finished(FetchId, Outcome),
     /// Guest writes ended that somebody waits for.
@@ -81,10 +86,12 @@ pub enum Event {
 }
 
 /// What to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Fetch this range.
     Fetch(FetchId, BlockRange, Class),
+    /// Fetch these frames of the packs.
+    FetchFrames(FetchId, Range<u32>, Class),
     /// Answer this request with 0 or a negative errno.
     Complete(RequestId, i32),
 }
@@ -129,6 +136,7 @@ pub struct Planner {
     /// The guest waited for something since.
     missed: bool,
     fill: Fill,
+    packs: Packs,
     failed: bool,
     full_until: Option<Moment>,
     stall_began: Option<Moment>,
@@ -159,6 +167,7 @@ impl Planner {
             candidate: 0,
             missed: true,
             fill: Fill::default(),
+            packs: Packs::default(),
             failed: false,
             full_until: None,
             stall_began: None,
@@ -178,13 +187,16 @@ impl Planner {
             Event::Needed(id, request) => self.needed(id, request, blocks, actions),
             Event::Touched(request) => self.touched(&request, false),
             Event::Arrived(fetch, range) => {
-                if let Some(flight) = self.flights.advance(fetch, range.end) {
-                    self.link.arrive(&mut flight.token, self.geometry.length(range), now);
+                if let Some(flight) = self.flights.arrive(fetch, range) {
+                    if matches!(flight.cargo, Cargo::Range(_)) {
+                        self.received(fetch, self.geometry.length(range), now);
+                    }
                     self.backoff.succeeded(range);
                     self.full_until = None;
                 }
                 self.demand.arrived(range, blocks, &mut self.ready);
             }
+            Event::Received(fetch, bytes) => self.received(fetch, bytes, now),
             Event::Finished(fetch, outcome) => self.finished(fetch, outcome, now, blocks),
             Event::WritesEnded => {
                 self.demand.writes_ended(blocks, &mut self.ready);
@@ -240,25 +252,36 @@ impl Planner {
         }
     }
 
-    fn finished(&mut self, id: FetchId, outcome: Outcome, now: Moment, blocks: &dyn Blocks) {
-        let Some(flight) = self.flights.end(id) else { return };
-        let rest = flight.rest();
-        let progressed = flight.next > flight.range.start;
-        self.link.end(flight.token, self.geometry.length(rest), now);
-        match outcome {
-            Outcome::Done => {}
-            Outcome::Failed { retry_after } => {
-                self.tally.retries += 1;
-                self.backoff.failed(rest, progressed, retry_after, now);
-            }
-            Outcome::Full => self.full_until = Some(now + FULL_RETRY),
-            Outcome::Fatal => self.failed = true,
+    fn received(&mut self, fetch: FetchId, bytes: u64, now: Moment) {
+        if let Some((flight, bytes)) = self.flights.receive(fetch, bytes) {
+            self.link.arrive(&mut flight.token, bytes, now);
         }
-        if !rest.is_empty() {
-            self.demand.unsettle(rest);
-            self.fill.missed(rest);
+    }
+
+    fn finished(&mut self, id: FetchId, outcome: Outcome, now: Moment, blocks: &dyn Blocks) {
+        let Some((flight, rest, missing)) = self.flights.end(id) else { return };
+        self.link.end(flight.token, missing, now);
+        match (outcome, &flight.cargo) {
+            (Outcome::Done, _) => {}
+            (Outcome::Failed { retry_after }, cargo) => {
+                self.tally.retries += 1;
+                // Of frames the first that did not come is to blame, and the others may be asked for again.
+                let first = rest.first().copied().unwrap_or(BlockRange::new(0, 0));
+                if matches!(cargo, Cargo::Frames(_)) {
+                    self.packs.failed_at(first.start);
+                }
+                self.backoff.failed(first, flight.progressed, retry_after, now);
+            }
+            (Outcome::Full, _) => self.full_until = Some(now + FULL_RETRY),
+            // The image may still be had in ranges.
+            (Outcome::Fatal, Cargo::Frames(_)) => self.packs.give_up(),
+            (Outcome::Fatal, Cargo::Range(_)) => self.failed = true,
+        }
+        for part in rest {
+            self.demand.unsettle(part);
+            self.fill.missed(part);
             // A block whose storing failed is absent again; whoever waited for its filling looks again.
-            self.demand.arrived(rest, blocks, &mut self.ready);
+            self.demand.arrived(part, blocks, &mut self.ready);
         }
     }
 

@@ -55,7 +55,7 @@ impl Planner {
         let kept_free = if self.full_until.is_some() { 0 } else { reserve.min(1) };
         let calm = !self.bulk && self.link.wants_calm(now);
         while self.fetches_ahead() && self.flights.prefetches() < lanes && self.slots() > kept_free {
-            let on_the_way = self.flights.blocks() << self.geometry.block_shift();
+            let on_the_way = self.flights.wire();
             let window = if self.bulk { u64::MAX } else { self.link.window() };
             let chunk = if self.bulk { CHUNK_MAX } else { chunk(window, lanes) };
             // The last chunk may reach beyond the window: on a slow link, where a window is a few chunks, one that must
@@ -64,7 +64,10 @@ impl Planner {
                 return;
             }
             let Some((range, class)) = self.next_prefetch(chunk, now, blocks) else { return };
-            self.begin(range, class, now, actions);
+            let frames = self.frames_for(range, chunk, blocks);
+            if !frames.is_some_and(|frames| self.begin_frames(frames, class, now, blocks, actions)) {
+                self.begin(range, class, now, actions);
+            }
             if self.backoff.failing() || self.full_until.is_some() {
                 return;
             }
@@ -105,6 +108,7 @@ impl Planner {
             self.foreseen_at = now;
             self.candidate = 0;
             foresight.plan(&self.link, &|range| blocks.first_absent(range).is_some());
+            self.packs.sum_up(foresight.candidates(), blocks);
             let waiting = self.stall_began.map_or(Duration::ZERO, |began| now.since(began));
             self.habits.located(foresight.place(), waiting, now);
         }

@@ -211,6 +211,7 @@ impl World {
             match action {
                 Action::Complete(id, result) => self.complete(id, result),
                 Action::Fetch(id, range, class) => self.fetch(id, range, class),
+                Action::FetchFrames(..) => unreachable!("there are no packs"),
             }
         }
     }
@@ -244,7 +245,8 @@ impl World {
             let rest = BlockRange::new(other.next, other.range.end.0);
             assert!(!rest.overlaps(range), "{range:?} is on its way already");
         }
-        let on_the_way = self.transfers.values().map(|t| (t.range.end.0 - t.next) * 4096).sum::<u64>();
+        let rest = |t: &Transfer| self.geometry.length(BlockRange::new(t.next, t.range.end.0));
+        let on_the_way = self.transfers.values().map(rest).sum::<u64>();
         if class != Class::Demand && !self.planner.bulk {
             let bound = self.planner.link.window();
             assert!(range.len() * 4096 <= CHUNK_MAX);

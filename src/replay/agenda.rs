@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use crate::block::BlockRange;
-use crate::planner::{Class, FetchId};
+use crate::planner::{Cargo, Class, FetchId};
 use crate::time::Moment;
 
 /// Something that happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// The guest has thought and takes its next step.
     Guest,
     /// A request reaches the origin.
-    Asked(FetchId, BlockRange, Class),
+    Asked(FetchId, Cargo, Class),
     /// Blocks arrive.
     Arrived(FetchId, BlockRange, Class),
+    /// So many bytes of frames come over the link.
+    Received(FetchId, u64),
     /// An answer has ended.
     Ended(FetchId),
     /// The planner wanted to be asked again.

@@ -23,6 +23,8 @@ pub struct Figures {
     pub used_bytes: u64,
     /// Bytes that arrived to fill the image.
     pub fill_bytes: u64,
+    /// Bytes that the origin sent: blocks, packed or not, and the hashes to check them by.
+    pub wire_bytes: u64,
     /// Requests sent.
     pub requests: u64,
 }

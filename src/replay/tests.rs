@@ -23,7 +23,7 @@ fn replay(session: &Session, policy: Policy, model: Option<&Arc<Model>>) -> (Fig
     let mut config = Config { fill: false, ..Config::default() };
     let foresight = policy.foresight(&mut config, model, session);
     let geometry = session.geometry;
-    let figures = run(Setup { steps: &steps, geometry, link: LINK, config, foresight });
+    let figures = run(Setup { steps: &steps, geometry, link: LINK, config, foresight, packs: None });
     assert_eq!(figures.steps, steps.len(), "{policy:?}");
     (figures, bound(&steps, geometry, LINK))
 }
@@ -111,7 +111,7 @@ fn forecasts_are_given_on_the_way_and_change_nothing() {
     let steps = guest(&session, 1.0, Duration::from_secs(2));
     let mut config = Config { fill: false, ..Config::default() };
     let foresight = Policy::Planner.foresight(&mut config, Some(&model), &session);
-    let setup = Setup { steps: &steps, geometry: session.geometry, link: LINK, config, foresight };
+    let setup = Setup { steps: &steps, geometry: session.geometry, link: LINK, config, foresight, packs: None };
     let second = Duration::from_secs(1);
     let questions = Questions { every: second / 4, horizons: vec![second / 2, second] };
     let (figures, answers) = watch(setup, Observer { questions: Some(&questions), witness: None });
@@ -142,6 +142,7 @@ fn who_watches_sees_what_the_figures_sum_up_and_changes_nothing() {
         link: LINK,
         config: Config { fill: true, ..Config::default() },
         foresight: None,
+        packs: None,
     };
     let mut seen = Figures::default();
     let mut waits = None;
@@ -164,5 +165,5 @@ fn who_watches_sees_what_the_figures_sum_up_and_changes_nothing() {
     assert_eq!(figures, run(setup()));
     assert!(figures.stalls > 0 && figures.fill_bytes > 0, "{figures:?}");
     // What else there is cannot be seen from outside.
-    assert_eq!(seen, Figures { used_bytes: 0, requests: 0, ..figures });
+    assert_eq!(seen, Figures { used_bytes: 0, wire_bytes: 0, requests: 0, ..figures });
 }

@@ -1,5 +1,6 @@
 //! The world of a replay: a guest, its blocks, a planner, and a link, on one virtual clock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::agenda::{Agenda, News};
@@ -11,7 +12,8 @@ use super::{Figures, LinkModel, Step};
 use crate::block::Geometry;
 use crate::config::Config;
 use crate::gate::Op;
-use crate::planner::{Action, Blocks, Class, Event, Outcome, Planner, RequestId};
+use crate::packs::Index;
+use crate::planner::{Action, Blocks, Cargo, Class, Event, Outcome, Planner, RequestId};
 use crate::predictor::Foresight;
 use crate::stats::CALM_RISK;
 use crate::time::Moment;
@@ -34,6 +36,8 @@ pub struct Setup<'a> {
     pub config: Config,
     /// What follows the guest.
     pub foresight: Option<Box<dyn Foresight>>,
+    /// What lies packed at the origin. The bytes of an image with packs are checked, so hashes travel too.
+    pub packs: Option<Arc<Index>>,
 }
 
 /// Who looks on, which changes no figure.
@@ -73,15 +77,16 @@ pub fn run(setup: Setup<'_>) -> Figures {
 
 /// The same before an observer, with what its questions were answered.
 pub fn watch<'a>(setup: Setup<'a>, observer: Observer<'a>) -> (Figures, Vec<Answer>) {
-    let Setup { steps, geometry, link, config, foresight } = setup;
+    let Setup { steps, geometry, link, config, foresight, packs } = setup;
     let mut planner = Planner::new(geometry, &config, SEED);
     planner.set_foresight(foresight, 0);
+    planner.set_packs(packs.clone());
     let mut world = World {
         steps,
         geometry,
         states: States::new(geometry),
         planner,
-        downlink: Downlink::new(link, geometry),
+        downlink: Downlink::new(link, geometry, packs),
         agenda: Agenda::default(),
         now: START,
         actions: Vec::new(),
@@ -110,10 +115,12 @@ impl World<'_> {
     fn happen(&mut self, news: News) {
         match news {
             News::Guest => self.step(),
-            News::Asked(id, range, class) => {
+            News::Asked(id, cargo, class) => {
                 // Nothing that the planner would see.
-                return self.downlink.answer(self.now, id, range, class, &mut self.agenda);
+                self.figures.wire_bytes += self.downlink.answer(self.now, id, cargo, class, &mut self.agenda);
+                return;
             }
+            News::Received(id, bytes) => self.tell(Event::Received(id, bytes)),
             News::Arrived(id, range, class) => {
                 let used = self.states.arrive(range, class == Class::Fill);
                 let bytes = self.geometry.length(range);
@@ -151,7 +158,11 @@ impl World<'_> {
             match action {
                 Action::Fetch(id, range, class) => {
                     self.figures.requests += 1;
-                    self.downlink.ask(self.now, id, range, class, &mut self.agenda);
+                    self.downlink.ask(self.now, id, Cargo::Range(range), class, &mut self.agenda);
+                }
+                Action::FetchFrames(id, frames, class) => {
+                    self.figures.requests += 1;
+                    self.downlink.ask(self.now, id, Cargo::Frames(frames), class, &mut self.agenda);
                 }
                 // The guest is serial, so it can be no other request.
                 Action::Complete(..) => {

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use vmstream::config::Config;
 use vmstream::error::{Error, Result, errno};
 use vmstream::model::Model;
+use vmstream::packs::Index;
 use vmstream::predictor::Foresight;
 use vmstream::replay::calibration::Answer;
 use vmstream::replay::oracle::{self, Bound};
@@ -70,6 +71,9 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
             ));
         }
         let mut report = Report::new(&replay.name, args.policy.0, &figures, &bound);
+        if let Some(ratio) = args.packs {
+            report = report.packed(&figures, &replay.packed_bound(ratio));
+        }
         if let Some(live) = &live {
             let lived = replay.lively(live, model.as_ref(), figures.total, &mut meter)?;
             if live.interrupted().is_some() {
@@ -142,12 +146,19 @@ impl<'a> Replay<'a> {
         oracle::bound(&self.steps, self.session.geometry, self.link)
     }
 
+    /// What could be at best where all bytes shrink to one part in `ratio`.
+    fn packed_bound(&self, ratio: f64) -> Bound {
+        let link = LinkModel { rate: self.link.rate * ratio, ..self.link };
+        oracle::bound(&self.steps, self.session.geometry, link)
+    }
+
     /// In virtual time; draws it, and asks what is to come, if that is wanted. `bound` is what could come of it at best.
     fn virtually(&self, model: Option<&Arc<Model>>, bound: &Bound) -> Result<(Figures, Vec<Answer>)> {
         let Self { args, name, session, steps, link } = self;
         let (geometry, link) = (session.geometry, *link);
         let (config, foresight) = self.means(model);
-        let setup = Setup { steps, geometry, link, config, foresight };
+        let packs = args.packs.zip(model).map(|(ratio, model)| Arc::new(Index::assumed(model, ratio)));
+        let setup = Setup { steps, geometry, link, config, foresight, packs };
         let questions = args.asks().then(calibration::questions);
         let questions = questions.as_ref();
         let Some(svg) = &args.svg else { return Ok(replay::watch(setup, Observer { questions, witness: None })) };

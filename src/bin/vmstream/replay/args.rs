@@ -56,6 +56,10 @@ pub struct ReplayArgs {
     #[arg(long, conflicts_with = "live")]
     pub fill: bool,
 
+    /// The origin also has packs of the model, in which blocks shrink to one part in RATIO, such as 2.66
+    #[arg(long, conflicts_with = "live", value_name = "RATIO", value_parser = ratio)]
+    pub packs: Option<f64>,
+
     /// Replay in real time with the engine itself, and compare with virtual time
     #[arg(long)]
     pub live: bool,
@@ -113,4 +117,9 @@ impl ValueEnum for PolicyArg {
 fn factor(value: &str) -> std::result::Result<f64, String> {
     let factor = value.parse().unwrap_or(f64::NAN);
     if (0.0..=1000.0).contains(&factor) { Ok(factor) } else { Err("must be a number from 0 to 1000".to_owned()) }
+}
+
+fn ratio(value: &str) -> std::result::Result<f64, String> {
+    let ratio = value.parse().unwrap_or(f64::NAN);
+    if (1.0..=1000.0).contains(&ratio) { Ok(ratio) } else { Err("must be a number from 1 to 1000".to_owned()) }
 }
