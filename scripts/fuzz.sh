@@ -30,7 +30,7 @@ for target in "${targets[@]}"; do
     # The first directory takes what is found; the corpus is only read.
     cargo "${toolchain[@]}" fuzz run --fuzz-dir . "$target" "found/$target" "corpus/$target" -- \
         -max_total_time="$seconds" -rss_limit_mb=$memory_max -malloc_limit_mb=$((memory_max / 2)) -timeout=10 \
-        -max_len=8192 -print_final_stats=1 -verbosity=0 || failed+=("$target")
+        -max_len=16384 -print_final_stats=1 -verbosity=0 || failed+=("$target")
 done
 [ ${#failed[@]} = 0 ] || { echo "fuzz.sh: failed: ${failed[*]}" >&2; exit 1; }
 echo "${#targets[@]} targets, $seconds s each, nothing found that fails"
