@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::block::Geometry;
@@ -15,7 +15,8 @@ use crate::notify::{Completion, CompletionQueue, Notifier};
 use crate::planner::Planner;
 use crate::predictor::Foresight;
 use crate::session::{self, Subject};
-use crate::source::{self, Source};
+use crate::source::published::POINTER_ENDING;
+use crate::source::{self, Published, Source};
 use crate::stats::{CALM_RISK, Forecast, ModelInUse, Stats};
 use crate::store::{Cache, Place};
 use crate::sys::{FileMap, with_signals_blocked};
@@ -97,6 +98,20 @@ impl Image {
                 source.name()
             );
             source = open_source_aside(&config, None)?;
+        }
+        if let Some(published) = source.published() {
+            if let Some(tree) = published.tree()
+                && pinned.is_none()
+                && !config.block_bytes_given
+            {
+                // Checked are whole blocks of the tree, so no others are worth fetching.
+                config.block_bytes = tree.geometry().block_bytes();
+            }
+            if let Some(path) = Place::of(&config).beside(POINTER_ENDING)
+                && !config.sources.iter().any(|source| Path::new(source::published::unpinned(source)) == path)
+            {
+                published.keep_pointer(path);
+            }
         }
         Self::assemble(cache, source, config, notifier)
     }
@@ -326,6 +341,11 @@ impl Image {
         self.engine.shared.source.name()
     }
 
+    /// What is known of the image beyond its bytes when its source is a link to a published one.
+    pub fn published(&self) -> Option<Arc<Published>> {
+        self.engine.shared.source.published()
+    }
+
     /// The last error of the link or the local disk, as text for a person.
     pub fn last_error(&self) -> Option<String> {
         self.engine.last_error()
@@ -451,6 +471,9 @@ impl Image {
             return Err(Error::new(errno::EBUSY, format!("{}: {missing} bytes are still missing", self.source_name())));
         }
         self.learner.stop();
+        if let Some(published) = self.published() {
+            published.forget_pointer();
+        }
         self.engine.finish()
     }
 }

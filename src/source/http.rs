@@ -54,9 +54,10 @@ pub struct HttpSource {
     origin: Arc<Target>,
     /// Where the image was found last.
     found: RwLock<Arc<Target>>,
-    routes: Routes,
-    wiring: Wiring,
-    lanes: Lanes,
+    routes: Arc<Routes>,
+    /// Shared with the files beside this one.
+    wiring: Arc<Wiring>,
+    lanes: Arc<Lanes>,
     /// Headers for the origin, with credentials, and for everybody else.
     headers_origin: HeaderMap,
     headers_other: HeaderMap,
@@ -121,14 +122,44 @@ impl HttpSource {
         let origin = Arc::new(origin);
         Ok(Self {
             found: RwLock::new(origin.clone()),
-            routes: Routes::new(options.proxy.as_deref())?,
-            wiring: Wiring::new(tls_config(options.cacert.as_deref())?, options.connect_timeout, options.stall_timeout),
-            lanes: Lanes::new(),
+            routes: Arc::new(Routes::new(options.proxy.as_deref())?),
+            wiring: Arc::new(Wiring::new(
+                tls_config(options.cacert.as_deref())?,
+                options.connect_timeout,
+                options.stall_timeout,
+            )),
+            lanes: Arc::new(Lanes::new()),
             headers_origin,
             headers_other,
             identity: Identity { size: 0, validator: None, mtime_s: None },
             pin: OnceLock::new(),
             reached: AtomicBool::new(false),
+            origin,
+        })
+    }
+
+    /// A file of `size` bytes that lies beside this one, `name` being a relative reference. Contacts nobody. It shares
+    /// the lanes and their connections, and what is aborted there is aborted here. The query, which may be a signature
+    /// for the whole folder, goes along.
+    fn beside(&self, name: &str, size: u64) -> Result<Self, FetchError> {
+        let query = self.origin.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let origin = self.origin.join(&format!("{name}{query}")).map_err(|reason| {
+            let text = format!("{}: the file beside it, {name}, has an address that {reason}", self.origin.shown);
+            Error::new(errno::EPROTO, text)
+        })?;
+        // A relative reference stays with the host, which the credentials are for.
+        debug_assert!(origin.origin == self.origin.origin);
+        let origin = Arc::new(origin);
+        Ok(Self {
+            found: RwLock::new(origin.clone()),
+            routes: self.routes.clone(),
+            wiring: self.wiring.clone(),
+            lanes: self.lanes.clone(),
+            headers_origin: self.headers_origin.clone(),
+            headers_other: self.headers_other.clone(),
+            identity: Identity { size, validator: None, mtime_s: None },
+            pin: OnceLock::new(),
+            reached: AtomicBool::new(self.reached.load(Ordering::Relaxed)),
             origin,
         })
     }
@@ -171,17 +202,19 @@ impl HttpSource {
                 judge(pin.validator.as_ref())
             }
         });
-        match accepted {
-            Ok(accepted) => {
-                self.reached.store(true, Ordering::Relaxed);
-                self.remember(&target);
-                Ok((response, accepted))
+        let accepted = accepted.map_err(|refused| self.refused(&target, span, refused))?;
+        self.reached.store(true, Ordering::Relaxed);
+        self.remember(&target);
+        Ok((response, accepted))
+    }
+
+    fn refused(&self, target: &Target, span: Span, refused: Refused) -> FetchError {
+        match refused {
+            Refused::Transient { message, retry_after } => {
+                FetchError::Transient { message: self.describe(target, span, &message), retry_after }
             }
-            Err(Refused::Transient { message, retry_after }) => {
-                Err(FetchError::Transient { message: self.describe(&target, span, &message), retry_after })
-            }
-            Err(Refused::Fatal { errno, message }) => {
-                Err(FetchError::Fatal(Error::new(errno, self.describe(&target, span, &message))))
+            Refused::Fatal { errno, message } => {
+                FetchError::Fatal(Error::new(errno, self.describe(target, span, &message)))
             }
         }
     }

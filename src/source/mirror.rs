@@ -7,13 +7,16 @@
 //! All places must hold the same image, but only its size can be compared between hosts: validators are each
 //! host's own. So every mirror is pinned by its own validator at its first answer. The identity of the whole
 //! names the mirror its validator came from (`VALIDATOR from NAME`), so that after a restart that mirror is
-//! held to it and the others are not.
+//! held to it and the others are not. Published images are better off: all their places have the same root hash.
 
 use std::cmp::Reverse;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{FetchError, Identity, Sink, Source, Stop};
+use super::published::root_of;
+use super::{FetchError, FrameSink, Identity, Published, Sink, Source, Stop};
+use crate::block::BlockRange;
 use crate::error::{Error, errno};
 
 /// How long a mirror rests after its first failure; doubles with each further one.
@@ -68,7 +71,9 @@ impl MirrorSource {
                     match open(at, None) {
                         Ok(source) => {
                             let mut identity = source.identity().clone();
-                            identity.validator = identity.validator.map(|v| format!("{v}{FROM}{name}"));
+                            if source.published().is_none() {
+                                identity.validator = identity.validator.map(|v| format!("{v}{FROM}{name}"));
+                            }
                             sources[at] = Some(source);
                             found = Some(identity);
                             break;
@@ -156,6 +161,38 @@ impl MirrorSource {
         }
     }
 
+    /// Asks one place after the other until one answers. What `ask` got before a failure it does not ask for again.
+    fn ask_all(&self, mut ask: impl FnMut(&str, &dyn Source) -> Result<(), FetchError>) -> Result<(), FetchError> {
+        let mut failed: Option<FetchError> = None;
+        for at in self.order(Instant::now()) {
+            let Mirror { name, source: Some(source) } = &self.mirrors[at] else { continue };
+            match ask(name, &**source) {
+                Ok(()) => {
+                    self.recovered(at);
+                    return Ok(());
+                }
+                Err(FetchError::Stopped) => return Err(FetchError::Stopped),
+                // It cannot do this, and does all else as well as before.
+                Err(FetchError::Fatal(error)) if error.errno() == errno::ENOTSUP => {
+                    failed.get_or_insert(FetchError::Fatal(error));
+                }
+                Err(FetchError::Fatal(error)) => self.drop_mirror(at, &error),
+                Err(FetchError::Transient { message, retry_after }) => {
+                    self.rest(at, retry_after);
+                    // All failed: the best one's story, and the shortest of the waits.
+                    failed = Some(match failed {
+                        Some(FetchError::Transient { message, retry_after: wish }) => {
+                            let retry_after = wish.zip(retry_after).map(|(a, b)| a.min(b));
+                            FetchError::Transient { message, retry_after }
+                        }
+                        _ => FetchError::Transient { message, retry_after },
+                    });
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| lost(&self.health())))
+    }
+
     fn recovered(&self, at: usize) {
         let mut health = self.health();
         if matches!(health[at], Health::Resting(..)) {
@@ -177,34 +214,29 @@ impl Source for MirrorSource {
     fn fetch(&self, lane: usize, offset: u64, length: u64, sink: &mut dyn Sink) -> Result<(), FetchError> {
         let Some(range) = super::within(&self.identity, offset, length, &self.mirrors[0].name)? else { return Ok(()) };
         let mut sink = Progress { sink, at: range.start };
-        let mut failed: Option<FetchError> = None;
-        for at in self.order(Instant::now()) {
-            let Mirror { name, source: Some(source) } = &self.mirrors[at] else { continue };
-            let failure = match source.fetch(lane, sink.at, range.end - sink.at, &mut sink) {
-                Ok(()) if sink.at == range.end => {
-                    self.recovered(at);
-                    return Ok(());
-                }
-                Ok(()) => FetchError::transient(format!("{name}: delivered less than was asked for")),
-                Err(failure) => failure,
-            };
-            match failure {
-                FetchError::Stopped => return Err(FetchError::Stopped),
-                FetchError::Fatal(error) => self.drop_mirror(at, &error),
-                FetchError::Transient { message, retry_after } => {
-                    self.rest(at, retry_after);
-                    // All failed: the best one's story, and the shortest of the waits.
-                    failed = Some(match failed {
-                        Some(FetchError::Transient { message, retry_after: wish }) => {
-                            let retry_after = wish.zip(retry_after).map(|(a, b)| a.min(b));
-                            FetchError::Transient { message, retry_after }
-                        }
-                        _ => FetchError::Transient { message, retry_after },
-                    });
-                }
+        self.ask_all(|name, source| {
+            source.fetch(lane, sink.at, range.end - sink.at, &mut sink)?;
+            if sink.at < range.end {
+                return Err(FetchError::transient(format!("{name}: delivered less than was asked for")));
             }
-        }
-        Err(failed.unwrap_or_else(|| lost(&self.health())))
+            Ok(())
+        })
+    }
+
+    fn published(&self) -> Option<Arc<Published>> {
+        // All places know of the same.
+        self.mirrors.iter().filter_map(|mirror| mirror.source.as_ref()).find_map(|source| source.published())
+    }
+
+    fn fetch_frames(&self, lane: usize, frames: Range<u32>, sink: &mut dyn FrameSink) -> Result<(), FetchError> {
+        let mut sink = FrameProgress { sink, next: frames.start };
+        self.ask_all(|name, source| {
+            source.fetch_frames(lane, sink.next..frames.end, &mut sink)?;
+            if sink.next < frames.end {
+                return Err(FetchError::transient(format!("{name}: delivered fewer frames than were asked for")));
+            }
+            Ok(())
+        })
     }
 
     fn warm(&self, lane: usize) {
@@ -227,6 +259,9 @@ impl Source for MirrorSource {
 /// What the place called `name`, number `at` in the order of preference, must be, going by the identity of the
 /// image: the validator counts for the place it came from, and without a name for the first.
 pub(super) fn pin_for(name: &str, at: usize, identity: &Identity) -> Identity {
+    if root_of(identity).is_some() {
+        return identity.clone();
+    }
     let validator = match identity.validator.as_deref().map(|v| (v, v.split_once(FROM))) {
         Some((_, Some((validator, from)))) => (from == name).then(|| validator.to_owned()),
         Some((validator, None)) => (at == 0).then(|| validator.to_owned()),
@@ -267,6 +302,28 @@ impl Sink for Progress<'_> {
     fn zeroes(&mut self, offset: u64, length: u64) -> Result<(), Stop> {
         self.sink.zeroes(offset, length)?;
         self.at = offset + length;
+        Ok(())
+    }
+}
+
+/// The same for frames.
+struct FrameProgress<'a> {
+    sink: &'a mut dyn FrameSink,
+    next: u32,
+}
+
+impl FrameSink for FrameProgress<'_> {
+    fn received(&mut self, bytes: u64) {
+        self.sink.received(bytes);
+    }
+
+    fn blocks(&mut self, range: BlockRange, bytes: &[u8]) -> Result<(), Stop> {
+        self.sink.blocks(range, bytes)
+    }
+
+    fn frame_done(&mut self, frame: u32) -> Result<(), Stop> {
+        self.sink.frame_done(frame)?;
+        self.next = frame + 1;
         Ok(())
     }
 }

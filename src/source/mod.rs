@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `http://...`, `https://...` | a web server that honours `Range` ([`HttpSource`]) |
 //! | `file:PATH`, `file:///PATH`, a plain path | a file or block device; holes are not read ([`FileSource`]) |
+//! | any of both with a path that ends in `.vmp`, and `#ROOT` behind it | a published image, all of it checked ([`PublishedSource`]) |
 //! | `pattern:SIZE[,seed=N][,zero=PERCENT]` | computed contents, for tests ([`PatternSource`]) |
 //!
 //! With `mirror=` options the places stand in for each other ([`MirrorSource`]).
@@ -18,7 +19,8 @@
 //! # Faults on purpose
 //!
 //! `fault=RULE,RULE,...` makes any of them misbehave ([`FaultSource`]), so that an embedder can test too. Who
-//! suffers is decided by the seed and the number of the request, counted in the order in which requests arrive.
+//! suffers is decided by the seed and the number of the request, counted in the order in which requests arrive. The image,
+//! the tree and the packs of a published image suffer each by itself, before anything is checked.
 //!
 //! | rule | what happens |
 //! |---|---|
@@ -30,7 +32,7 @@
 //! | `rate=25mbit` | all requests share a link of this rate, first come, first served |
 //! | `cut=2%` | so many break off at some byte; what came before is good |
 //! | `short=3%` | so many end early and claim success: a breach of contract that the engine must notice |
-//! | `corrupt=1%` | one bit is flipped in so many (only hashes can tell) |
+//! | `corrupt=1%` | one bit is flipped in so many (only hashes can tell, those of a published image) |
 //! | `fatal-after=1000` | after so many requests everything fails for good |
 //! | `dead=10s..40s` | from 10 s to 40 s after opening nothing gets through; may be given several times |
 
@@ -53,10 +55,14 @@ pub use file::FileSource;
 pub use http::{Document, Found, HttpSource};
 pub use mirror::MirrorSource;
 pub use pattern::PatternSource;
-pub use published::{FrameSink, Published};
+pub use published::{FrameSink, Published, PublishedSource};
 
 use crate::config::{Config, HttpOptions};
 use crate::error::{Error, errno};
+
+/// Lanes beyond those of the workers, for what a source fetches on its own account: hash pages on two, packs on one.
+/// Their numbers follow [`crate::config::CONNECTIONS_MAX`].
+pub(crate) const LANES_SPARE: usize = 3;
 
 /// What pins an image: the same identity means the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,9 +175,9 @@ pub fn open(config: &Config, pinned: Option<&Identity>) -> Result<Box<dyn Source
     let faults = config.fault.as_deref().map(FaultSpec::parse).transpose()?;
     let give_up = Instant::now() + config.open_timeout;
     let mut wait = config.retry_min;
-    let source = loop {
-        let (message, retry_after) = match open_places(config, pinned) {
-            Ok(source) => break source,
+    loop {
+        let (message, retry_after) = match open_places(config, pinned, faults.as_ref()) {
+            Ok(source) => return Ok(source),
             Err(FetchError::Fatal(error)) => return Err(error),
             Err(FetchError::Transient { message, retry_after }) => (message, retry_after),
             // Nothing is fetched here that could be stopped.
@@ -185,21 +191,52 @@ pub fn open(config: &Config, pinned: Option<&Identity>) -> Result<Box<dyn Source
         log::warn!("{message}; trying again for up to {:.0?}", give_up.saturating_duration_since(Instant::now()));
         sleep(pause);
         wait = (wait * 2).min(config.retry_max);
+    }
+}
+
+fn open_places(
+    config: &Config,
+    pinned: Option<&Identity>,
+    faults: Option<&FaultSpec>,
+) -> Result<Box<dyn Source>, FetchError> {
+    let names = config.sources.iter().map(|url| place_name(url)).collect::<Result<Vec<_>, Error>>()?;
+    if let Some(links) = published_links(&config.sources, &names)? {
+        let opener = published::Opener::new(links, pinned, &config.http, faults)?;
+        if names.len() == 1 {
+            return Ok(Box::new(opener.open(0, pinned)?));
+        }
+        let open =
+            |at: usize, pinned: Option<&Identity>| opener.open(at, pinned).map(|s| Box::new(s) as Box<dyn Source>);
+        return Ok(Box::new(MirrorSource::open(&names, pinned, &open)?));
+    }
+    let source = match &config.sources[..] {
+        [] => return Err(FetchError::Fatal(Error::new(errno::EINVAL, "no source: give source=URL"))),
+        [url] => open_place(url, &config.http, pinned.map(|id| mirror::pin_for(&names[0], 0, id)).as_ref())?,
+        urls => {
+            let open = |at: usize, pinned: Option<&Identity>| open_place(&urls[at], &config.http, pinned);
+            Box::new(MirrorSource::open(&names, pinned, &open)?)
+        }
     };
     Ok(match faults {
-        Some(spec) => Box::new(FaultSource::new(source, spec)),
+        Some(spec) => Box::new(FaultSource::new(source, spec.clone())),
         None => source,
     })
 }
 
-fn open_places(config: &Config, pinned: Option<&Identity>) -> Result<Box<dyn Source>, FetchError> {
-    let names = config.sources.iter().map(|url| place_name(url)).collect::<Result<Vec<_>, Error>>()?;
-    match &config.sources[..] {
-        [] => Err(FetchError::Fatal(Error::new(errno::EINVAL, "no source: give source=URL"))),
-        [url] => open_place(url, &config.http, pinned.map(|id| mirror::pin_for(&names[0], 0, id)).as_ref()),
-        urls => {
-            let open = |at: usize, pinned: Option<&Identity>| open_place(&urls[at], &config.http, pinned);
-            Ok(Box::new(MirrorSource::open(&names, pinned, &open)?))
+/// The links when the places are those of a published image; either all are or none.
+fn published_links(sources: &[String], names: &[String]) -> Result<Option<Vec<published::Link>>, Error> {
+    let mut links = Vec::new();
+    for (source, name) in sources.iter().zip(names) {
+        if let Some((address, root)) = published::Address::parse(source)? {
+            links.push(published::Link { name: name.clone(), address, root });
+        }
+    }
+    match links.len() {
+        0 => Ok(None),
+        all if all == sources.len() => Ok(Some(links)),
+        _ => {
+            let text = "source and mirrors: either all or none must be links to a published image (.vmp)";
+            Err(Error::new(errno::EINVAL, text))
         }
     }
 }
@@ -219,7 +256,7 @@ fn open_place(url: &str, options: &HttpOptions, pinned: Option<&Identity>) -> Re
 fn place_name(url: &str) -> Result<String, Error> {
     match scheme(url) {
         Some("http" | "https") => http::shown(url),
-        Some("file" | "pattern") | None => Ok(url.to_owned()),
+        Some("file" | "pattern") | None => Ok(published::unpinned(url).to_owned()),
         Some(_) => Err(Error::option(
             "source",
             // Only the scheme is repeated: the rest may hold a password.

@@ -22,7 +22,9 @@ pub struct Summary {
     pub image: PathBuf,
     /// What the cache is bound to.
     pub pinned: Pinned,
-    /// Blocks that are durably there.
+    /// The blocks that are durably there, as ascending runs.
+    pub resident: Vec<BlockRange>,
+    /// Their number.
     pub resident_blocks: u64,
     /// Bytes that are durably there.
     pub resident_bytes: u64,
@@ -64,6 +66,7 @@ pub fn inspect(path: &Path) -> Result<Summary> {
         tail_bytes: length.saturating_sub(scan.end),
         locked_by: Holder::of(&folder, &names.lock),
         pinned: scan.header.pinned,
+        resident: scan.runs,
         image,
     })
 }

@@ -41,6 +41,20 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Path of a file that goes with the image, under its name with `ending` behind it; `None` for an ephemeral one.
+    pub fn beside(&self, ending: &str) -> Option<PathBuf> {
+        let mut path = match self {
+            Self::Ephemeral => return None,
+            Self::Directory(path) => path.join(IMAGE_NAME),
+            Self::File(path) => path.clone(),
+        }
+        .into_os_string();
+        path.push(ending);
+        Some(path.into())
+    }
+}
+
 /// The file name of an image given by its path.
 pub(super) fn image_name(path: &Path) -> Result<&OsStr> {
     path.file_name().ok_or_else(|| {
@@ -96,6 +110,9 @@ mod tests {
         assert_eq!(place(&[]), Place::Ephemeral);
         assert_eq!(place(&["cache=/c"]), Place::Directory("/c".into()));
         assert_eq!(place(&["file=/c/i"]), Place::File("/c/i".into()));
+        assert_eq!(place(&["cache=/c"]).beside(".x"), Some("/c/disk.x".into()));
+        assert_eq!(place(&["file=/c/i.raw"]).beside(".x"), Some("/c/i.raw.x".into()));
+        assert_eq!(place(&[]).beside(".x"), None);
     }
 
     #[test]

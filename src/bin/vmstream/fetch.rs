@@ -1,5 +1,7 @@
 //! `vmstream fetch`: completes an image into an ordinary file.
 
+mod reuse;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -11,7 +13,7 @@ use vmstream::Image;
 use vmstream::error::{Error, Result, errno};
 
 use crate::report::{REPORT_EVERY, ReportArgs, Reporter};
-use crate::{Outcome, signals};
+use crate::{Outcome, progress, signals};
 
 /// How often to look whether the image is complete.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -28,6 +30,10 @@ pub struct FetchArgs {
     /// Where to put the image
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
+
+    /// Copy from this cache or raw image what a published image has as well, such as an older version of it; repeatable
+    #[arg(long, value_name = "OLD")]
+    pub reuse: Vec<PathBuf>,
 
     /// Set an option of the image, such as mirror=URL or connections=4; repeatable
     #[arg(long = "option", value_name = "KEY=VALUE")]
@@ -54,12 +60,21 @@ pub fn run(args: &FetchArgs) -> Result<Outcome> {
         format!("source={}", args.url),
         format!("file={}", args.output.display()),
         "bulk=on".to_owned(),
-        "fill=on".to_owned(),
+        // What lies here already is not fetched.
+        format!("fill={}", if args.reuse.is_empty() { "on" } else { "off" }),
         "prefetch=none".to_owned(),
     ];
     options.extend(args.options.iter().cloned());
     let image = Image::open(&options)?;
     opened.done();
+    for old in &args.reuse {
+        let copied = reuse::copy(&image, old, &|| stop.load(Ordering::Acquire) != 0)?;
+        log::info!("{} copied from {}", progress::size(copied), old.display());
+    }
+    if !args.reuse.is_empty() {
+        image.flush()?;
+        image.set("fill", "on")?;
+    }
     let mut reported: Option<Instant> = None;
     while !image.is_complete() {
         let signal = stop.load(Ordering::Acquire);

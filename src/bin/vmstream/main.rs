@@ -1,5 +1,5 @@
-//! The command-line tool: `vmstream mount`, `serve`, `fetch`, `status`, `sessions`, `trace`, `train`, `inspect` and
-//! `replay`.
+//! The command-line tool: `vmstream mount`, `serve`, `fetch`, `publish`, `rehearse`, `verify`, `status`, `sessions`,
+//! `trace`, `train`, `inspect` and `replay`.
 //!
 //! Each subcommand is a file that holds its arguments (a clap struct) and one function `run`. This file only picks
 //! the subcommand and turns its result into an exit code:
@@ -9,6 +9,7 @@
 //! | 0 | done; for `mount` and `serve` also: stopped because a signal asked for it |
 //! | 1 | failed; one line on standard error says what, where and what to do |
 //! | 2 | the command line is wrong; nothing was touched |
+//! | other | that of the command that `rehearse` ran |
 //! | 128 + N | signal N came before the work was done (`fetch`), or a second one forced the end |
 //!
 //! 128 + N is what a shell reports for a process that a signal killed, so scripts need one rule for both.
@@ -20,6 +21,9 @@ mod logger;
 mod mount;
 mod picture;
 mod progress;
+mod publish;
+mod published;
+mod rehearse;
 mod replay;
 mod report;
 mod serve;
@@ -29,6 +33,7 @@ mod status;
 mod trace;
 mod traces;
 mod train;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -62,6 +67,9 @@ enum Command {
     Mount(mount::MountArgs),
     Serve(serve::ServeArgs),
     Fetch(fetch::FetchArgs),
+    Publish(publish::PublishArgs),
+    Rehearse(rehearse::RehearseArgs),
+    Verify(verify::VerifyArgs),
     Status(status::StatusArgs),
     Sessions(sessions::SessionsArgs),
     Trace(trace::TraceArgs),
@@ -76,6 +84,8 @@ enum Outcome {
     Done,
     /// This signal ended it before its work was done; what was done so far is kept.
     Interrupted(i32),
+    /// What it was to run ended with this exit code.
+    Ended(u8),
 }
 
 impl Outcome {
@@ -83,6 +93,7 @@ impl Outcome {
         match self {
             Self::Done => 0,
             Self::Interrupted(signal) => signals::exit_code(*signal),
+            Self::Ended(code) => *code,
         }
     }
 }
@@ -107,6 +118,9 @@ fn run(command: &Command) -> Result<Outcome> {
         Command::Mount(args) => mount::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Fetch(args) => fetch::run(args),
+        Command::Publish(args) => publish::run(args),
+        Command::Rehearse(args) => rehearse::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Status(args) => status::run(args),
         Command::Sessions(args) => sessions::run(args),
         Command::Trace(args) => trace::run(args),

@@ -1,8 +1,13 @@
-//! A small file on a web server, fetched as a whole: a model that lies beside an image.
+//! A small file on a web server, fetched as a whole: a model that lies beside an image, the
+//! pointer to a published one.
 //!
 //! It comes over the same code as an image - redirects, proxies, credentials, authorities, checked answers - so what the
 //! options of the image say holds for it too.
 
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use super::response::{Expected, check, total};
 use super::{FIRST_BYTE, HttpSource, Span};
 use crate::config::HttpOptions;
 use crate::error::{Error, errno};
@@ -69,6 +74,38 @@ impl Document {
         let mut bytes = Collected(Vec::with_capacity(identity.size as usize));
         self.0.pump(&mut lane, response, accepted, span, &mut bytes)?;
         Ok(Found::New { bytes: bytes.0, validator: identity.validator })
+    }
+
+    /// Fetches the file in one request, without regard to what was there before. Blocks. Errors: those of
+    /// [`Document::fetch`].
+    ///
+    /// The answer may be shorter than what is asked for, as a file's end cuts any range; but it has to say that it is
+    /// all there is.
+    pub fn fetch_small(&self, bytes_max: u64) -> Result<Vec<u8>, FetchError> {
+        let source = &self.0;
+        let asked = Span { first: 0, last: bytes_max.max(1) - 1 };
+        let mut lane = source.lanes.lock(0);
+        let (response, target) = source.exchange(&mut lane, asked)?;
+        let total = total(response.headers());
+        if let Some(total) = total.filter(|total| *total > bytes_max) {
+            let text = format!("{} has {total} bytes, more than the {bytes_max} that are fetched", self.name());
+            return Err(FetchError::Fatal(Error::new(errno::EFBIG, text)));
+        }
+        let span = Span { first: 0, last: total.map_or(asked.last, |total| total.max(1) - 1) };
+        let expected = Expected { first: 0, last: span.last, size: None, validator: None, mtime_s: None };
+        let accepted = check(response.status(), response.headers(), &expected, SystemTime::now());
+        let accepted = accepted.map_err(|refused| source.refused(&target, span, refused))?;
+        source.reached.store(true, Ordering::Relaxed);
+        source.remember(&target);
+        let mut bytes = Collected(Vec::new());
+        source.pump(&mut lane, response, accepted, span, &mut bytes)?;
+        Ok(bytes.0)
+    }
+
+    /// A file of `size` bytes beside this one, `name` being a relative reference. Contacts nobody, and shares this file's
+    /// connections. Errors: a name that makes no address.
+    pub fn beside(&self, name: &str, size: u64) -> Result<HttpSource, FetchError> {
+        self.0.beside(name, size)
     }
 
     /// Makes a fetch that is under way return soon, and later ones at once.

@@ -1,6 +1,6 @@
 //! Lanes: one warm connection for each worker.
 //!
-//! Each worker of the engine has a lane of its own, and each lane an agent of its own whose pool holds one idle
+//! Each worker of the engine has a lane of its own, what a source fetches for itself goes over spare ones, and each lane an agent of its own whose pool holds one idle
 //! connection for each host. So a worker always finds the connection it used last, no lock is contended, and a
 //! failed connection is the only one of its lane: the next attempt is certain to be made on a new one.
 
@@ -17,6 +17,7 @@ use super::dialer::{Dialer, NoLookup};
 use super::failure::Failure;
 use super::proxy::Route;
 use crate::config::CONNECTIONS_MAX;
+use crate::source::LANES_SPARE;
 
 /// Bytes of a body that are read and handed on at once: large enough that a system call for each is cheap,
 /// small enough to stay in a core's cache and to hand the first bytes on early.
@@ -171,7 +172,7 @@ pub(super) struct Lanes(Vec<Mutex<Lane>>);
 
 impl Lanes {
     pub fn new() -> Self {
-        Self((0..CONNECTIONS_MAX).map(|_| Mutex::new(Lane::new())).collect())
+        Self((0..CONNECTIONS_MAX + LANES_SPARE).map(|_| Mutex::new(Lane::new())).collect())
     }
 
     /// The lane of worker `number`. A lane serves one caller at a time; a second one waits.

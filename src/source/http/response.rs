@@ -75,6 +75,14 @@ pub(super) fn check(
     }
 }
 
+/// What an answer says is the length of the whole file, in bytes. Not checked in any way.
+pub(super) fn total(headers: &HeaderMap) -> Option<u64> {
+    match text(headers, &header::CONTENT_RANGE) {
+        Some(range) => ContentRange::parse(range)?.total,
+        None => content_length(headers).ok()?,
+    }
+}
+
 fn partial(headers: &HeaderMap, expected: &Expected<'_>) -> Result<Accepted, Refused> {
     if text(headers, &header::CONTENT_TYPE).is_some_and(|t| t.to_ascii_lowercase().starts_with("multipart/")) {
         return Err(fatal(errno::EPROTO, "the server sent several ranges (multipart) for one"));

@@ -62,6 +62,14 @@ impl Address {
     }
 }
 
+/// A link to a published image without its root hash; anything else as it is.
+pub fn unpinned(source: &str) -> &str {
+    match source.rsplit_once('#') {
+        Some((place, _)) if is_pointer(place) => place,
+        _ => source,
+    }
+}
+
 fn is_web(source: &str) -> bool {
     let scheme = |scheme: &&str| source.get(..scheme.len()).is_some_and(|head| head.eq_ignore_ascii_case(scheme));
     ["http:", "https:"].iter().any(scheme)

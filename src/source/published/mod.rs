@@ -5,18 +5,29 @@
 //! to be trusted. What all its places have in common - the tree, what was learnt of the packs - is a [`Published`].
 
 mod address;
+mod checked;
+mod collect;
+mod kept;
+mod pages;
+mod place;
 mod pointer;
+mod source;
 
-pub use address::{Address, POINTER_ENDING};
+pub use address::{Address, POINTER_ENDING, unpinned};
 pub use pointer::{NamedFile, POINTER_BYTES_MAX, Pointer, is_name};
+pub use source::{PublishedSource, root_of};
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use super::{FetchError, Stop};
+use super::{FaultSpec, FetchError, Identity, Stop};
 use crate::block::BlockRange;
+use crate::config::HttpOptions;
 use crate::error::{Error, errno};
 use crate::tree::{Lie, Root, Tree};
+use kept::Kept;
+use place::Place;
 
 /// How much of the tree file and of the packs file the first requests bring, in bytes: heads, hole maps and the top of
 /// the tree of all but scattered images of hundreds of gigabytes; the start of the packs.
@@ -67,6 +78,9 @@ pub trait Contact: Send + Sync {
 
     /// `length` bytes from `offset` of the packs file. Blocks.
     fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError>;
+
+    /// Fetches the hash pages that are missing to check `range`. Blocks.
+    fn load(&self, range: BlockRange) -> Result<(), FetchError>;
 }
 
 /// What is known of a published image, whichever place it came from. Everything is learnt once and then stays. All
@@ -78,6 +92,8 @@ pub struct Published {
     packs: OnceLock<PacksFile>,
     sessions: OnceLock<String>,
     frames: OnceLock<Arc<dyn Frames>>,
+    pointer: OnceLock<Pointer>,
+    kept: OnceLock<Kept>,
     places: RwLock<Vec<Arc<dyn Contact>>>,
 }
 
@@ -142,9 +158,46 @@ impl Published {
         let _ = self.sessions.set(url);
     }
 
+    /// The pointer to this version; `None` before the first contact.
+    pub fn pointer(&self) -> Option<&Pointer> {
+        self.pointer.get()
+    }
+
+    fn learn_pointer(&self, pointer: &Pointer) {
+        let pointer = self.pointer.get_or_init(|| pointer.clone());
+        if let Some(kept) = self.kept.get() {
+            kept.write(pointer);
+        }
+    }
+
+    /// From now on keeps the pointer in the file at `path`, and finds this version by it when the origin has another.
+    pub fn keep_pointer(&self, path: PathBuf) {
+        let kept = self.kept.get_or_init(|| Kept(path));
+        if let Some(pointer) = self.pointer.get() {
+            kept.write(pointer);
+        }
+    }
+
+    /// Removes the file of [`Published::keep_pointer`].
+    pub fn forget_pointer(&self) {
+        if let Some(kept) = self.kept.get() {
+            kept.remove();
+        }
+    }
+
+    fn kept(&self) -> Option<Pointer> {
+        self.kept.get()?.read(self.root()?)
+    }
+
     /// Adds a place to ask, after those that are here.
     pub fn add_place(&self, place: Arc<dyn Contact>) {
         self.places.write().unwrap_or_else(PoisonError::into_inner).push(place);
+    }
+
+    /// Takes a place away that is closing, so that it ends when its source does.
+    fn remove_place(&self, place: *const Place) {
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        places.retain(|kept| !std::ptr::addr_eq(Arc::as_ptr(kept), place));
     }
 
     /// Learns the tree and what packs there are, if nobody has. Blocks.
@@ -176,6 +229,19 @@ impl Published {
         self.ask(|place| place.read_packs(offset, length))
     }
 
+    /// Sees to it that the tree has what is needed to check the blocks of `range`, whatever they are: for those who have
+    /// blocks from elsewhere. Pages of long ranges may push each other out, so ask for some thousand blocks at a time.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// The last place's, when all failed.
+    pub fn load(&self, range: BlockRange) -> Result<(), FetchError> {
+        match self.tree() {
+            Some(tree) if tree.missing(range).is_empty() => Ok(()),
+            _ => self.ask(|place| place.load(range)),
+        }
+    }
+
     /// Asks one place after the other until one answers.
     fn ask<T>(&self, question: impl Fn(&dyn Contact) -> Result<T, FetchError>) -> Result<T, FetchError> {
         let places = self.places.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -189,6 +255,67 @@ impl Published {
             }
         }
         Err(failed.unwrap_or_else(|| Error::new(errno::ENOENT, "there is no place to ask").into()))
+    }
+}
+
+/// What a place says of a file and is not true. It is final for the place, and never for what others have.
+fn lie_of(file: &str, what: impl std::fmt::Display) -> FetchError {
+    Error::new(errno::EIO, format!("{file}: {what}")).into()
+}
+
+/// A link to a published image, taken apart.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    /// For messages: without credentials, query and root hash.
+    pub name: String,
+    pub address: Address,
+    pub root: Option<Root>,
+}
+
+/// The places of one image, all of which must be published.
+pub(super) struct Opener<'a> {
+    links: Vec<Link>,
+    options: &'a HttpOptions,
+    faults: Option<&'a FaultSpec>,
+    common: Arc<Published>,
+}
+
+impl<'a> Opener<'a> {
+    /// Errors: links that cannot mean the same image, or not the `pinned` one.
+    pub fn new(
+        links: Vec<Link>,
+        pinned: Option<&Identity>,
+        options: &'a HttpOptions,
+        faults: Option<&'a FaultSpec>,
+    ) -> Result<Self, Error> {
+        let pinned = match pinned {
+            None => None,
+            Some(identity) => Some(root_of(identity).ok_or_else(|| {
+                let text = "this cache was made from an image that was not published; use a new one";
+                Error::new(errno::ESTALE, format!("{}: {text}", links[0].name))
+            })?),
+        };
+        let common = Arc::new(Published::new(pinned));
+        for Link { name, root, .. } in &links {
+            if root.is_some_and(|root| !common.learn_root(root)) {
+                let text = match pinned {
+                    Some(pinned) => format!(
+                        "{name}: the link is of another version than this cache, which is of {pinned}; `vmstream fetch \
+                         --reuse` takes over what did not change"
+                    ),
+                    None => format!("{name}: the links of source and mirrors are of different versions"),
+                };
+                return Err(Error::new(errno::ESTALE, text));
+            }
+        }
+        Ok(Self { links, options, faults, common })
+    }
+
+    /// Opens a place, by its number.
+    pub fn open(&self, at: usize, pinned: Option<&Identity>) -> Result<PublishedSource, FetchError> {
+        let Link { name, address, .. } = self.links[at].clone();
+        let place = Place::new(name, address, self.options, self.faults, self.common.clone())?;
+        PublishedSource::open(place, self.common.clone(), pinned)
     }
 }
 
@@ -208,6 +335,10 @@ mod tests {
 
         fn read_packs(&self, _: u64, length: u64) -> Result<Vec<u8>, FetchError> {
             self.0.map(|byte| vec![byte; length as usize]).map_err(|()| FetchError::transient("away"))
+        }
+
+        fn load(&self, _: BlockRange) -> Result<(), FetchError> {
+            self.contact()
         }
     }
 

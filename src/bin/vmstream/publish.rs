@@ -1,0 +1,270 @@
+//! `vmstream publish`: an image becomes something that can be streamed from any web server.
+//!
+//! What lies at the origin afterwards is told in `docs/format.md`, how it is used in `docs/publishing.md`. One noun a file:
+//! `image` and `qcow2` read what is published, `hash` goes over it once, `site` is the directory it goes to, `versions`
+//! knows which files are old, `learn` puts a model and packs beside it, `moved` finds blocks of an older version again.
+
+mod gauge;
+mod hash;
+mod image;
+pub mod learn;
+mod moved;
+pub mod pack;
+mod qcow2;
+pub mod site;
+pub mod stop;
+mod versions;
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use vmstream::block::{BLOCK_BYTES_DEFAULT, Geometry};
+use vmstream::error::{Error, Result, errno};
+use vmstream::source::published::{NamedFile, Pointer};
+use vmstream::tree::Tree;
+
+use crate::{Outcome, progress};
+use gauge::Gauge;
+use hash::Hashed;
+use image::Input;
+use site::{Desk, Draft, Site};
+use stop::Stop;
+
+/// Put an image into a directory from which any web server can stream it
+///
+/// Beside the raw image come a tree of hashes, so that readers need not trust the server, and, where guests were watched,
+/// a model and packs of what they use. The last line of standard output is the link to pass around. Publishing
+/// again under the same name writes what has changed, and a reader sees the old or the new.
+#[derive(Args)]
+pub struct PublishArgs {
+    /// A raw or qcow2 image, a block device, or a cache of vmstream that nobody uses
+    pub image: PathBuf,
+
+    /// The directory to publish to
+    #[arg(short, long, value_name = "SITE")]
+    pub output: PathBuf,
+
+    /// What the image is called there; without it, what its file is called
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Copy nothing: publish the raw file where it lies in SITE, or a hard link to it
+    #[arg(long)]
+    pub link: bool,
+
+    /// Take what guests will want from this model instead of the one that was published before
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+
+    /// Learn the sessions in this directory
+    #[arg(long, value_name = "DIR")]
+    pub sessions: Option<PathBuf>,
+
+    /// Keep the files of so many versions for readers that began with them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub keep: Option<u16>,
+
+    /// Invite readers to send their sessions to this URL, absolute or beside the pointer
+    #[arg(long, value_name = "URL")]
+    pub collect: Option<String>,
+
+    /// The address under which SITE is served, for the link
+    #[arg(long, value_name = "BASE")]
+    pub url: Option<String>,
+}
+
+/// Publishes, and prints the link.
+pub fn run(args: &PublishArgs) -> Result<Outcome> {
+    let stop = Stop::on_signals()?;
+    stop.outcome(publish(args, &stop))
+}
+
+fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
+    let name = match &args.name {
+        Some(name) => name.as_str(),
+        None => site::name_of(&args.image).unwrap_or_default(),
+    };
+    site::check_name(name)?;
+    // Before anything is made: a slip in the image's name leaves no directory behind.
+    let input = Input::open(&args.image, stop)?;
+    let geometry = Geometry::new(input.size(), BLOCK_BYTES_DEFAULT)?;
+    let site = Site::make(&args.output)?;
+    let desk = site.desk(name)?;
+    let before = desk.pointer()?;
+
+    let job = Job { args, desk: &desk, input: &input, geometry, before: before.as_ref(), stop };
+    let (hashed, mut drafts, mut pointer) = job.image()?;
+    if let Some(collect) = &args.collect {
+        pointer.sessions = Some(collect.clone());
+    }
+    let tree = Tree::read(&hashed.tree, hashed.root)?;
+    let lesson = job.lesson(&pointer, &tree)?;
+    if let Some(lesson) = &lesson
+        && lesson.changed
+    {
+        // The image has its public name only when all of it has.
+        let image = drafts
+            .iter()
+            .find(|(_, file)| *file == pointer.image)
+            .map_or(desk.path(&pointer.image), |(draft, _)| draft.path().to_owned());
+        let (draft, packs) = pack::pack(&desk, &tree, &lesson.model, &image, stop)?;
+        drafts.push((draft, packs.name.clone()));
+        pointer.packs = Some(packs);
+    }
+    input.check_unchanged()?;
+    stop.check()?;
+    let unchanged = before.as_ref() == Some(&pointer) && drafts.is_empty();
+    if unchanged {
+        log::info!("{name} is published already as it is");
+    } else {
+        desk.publish(&pointer, drafts, args.keep.map(usize::from))?;
+    }
+    if let Some(lesson) = lesson {
+        lesson.keep(&desk)?;
+    }
+    say(&tree, &pointer, &hashed);
+    let link = site::link(args.url.as_deref(), &site, name, &hashed.root);
+    writeln!(std::io::stdout(), "{link}").map_err(|e| Error::io("cannot print the link", e))?;
+    Ok(Outcome::Done)
+}
+
+/// What one call works on.
+struct Job<'a> {
+    args: &'a PublishArgs,
+    desk: &'a Desk,
+    input: &'a Input,
+    geometry: Geometry,
+    /// What is published now.
+    before: Option<&'a Pointer>,
+    stop: &'a Stop,
+}
+
+/// Files with the names they will get.
+type Drafts = Vec<(Draft, String)>;
+
+impl Job<'_> {
+    /// Reads the image, and makes what depends on it alone: drafts of the files that are not there yet, and a pointer.
+    fn image(&self) -> Result<(Hashed, Drafts, Pointer)> {
+        let looks_the_same = self
+            .before
+            .is_some_and(|pointer| (pointer.geometry, pointer.mtime_s) == (self.geometry, Some(self.input.mtime_s())));
+        if !self.args.link && !looks_the_same {
+            return self.copy();
+        }
+        let hashed = self.pass(None)?;
+        match self.before {
+            Some(pointer) if pointer.root == hashed.root && self.is_whole(pointer) => {
+                Ok((hashed, Vec::new(), pointer.clone()))
+            }
+            _ if self.args.link => self.link(hashed),
+            // It only looked the same, or its files are gone.
+            _ => self.copy(),
+        }
+    }
+
+    fn pass(&self, copy: Option<&Draft>) -> Result<Hashed> {
+        let shown = copy.map_or(String::new(), |draft| draft.path().display().to_string());
+        let mut gauge = Gauge::new(if copy.is_some() { "copied" } else { "read" }, self.input.data_bytes());
+        let copy = copy.map(|draft| (&draft.file, shown.as_str()));
+        hash::pass(self.input, self.geometry, copy, &mut gauge, self.stop)
+    }
+
+    /// Copies the image, unless it turns out that what it is made of is published already.
+    fn copy(&self) -> Result<(Hashed, Drafts, Pointer)> {
+        let draft = self.desk.draft("image")?;
+        let hashed = self.pass(Some(&draft))?;
+        if let Some(pointer) = self.before.filter(|pointer| pointer.root == hashed.root && self.is_whole(pointer)) {
+            return Ok((hashed, Vec::new(), pointer.clone()));
+        }
+        draft.set_mtime(self.input.mtime_s())?;
+        let file = self.desk.file_name(&hashed.root.to_string(), "raw");
+        self.with_tree(hashed, vec![(draft, file.clone())], file)
+    }
+
+    /// Publishes the file itself.
+    fn link(&self, hashed: Hashed) -> Result<(Hashed, Drafts, Pointer)> {
+        let Some(path) = self.input.raw_file() else {
+            let text =
+                format!("{} is not a raw file, so --link cannot leave it where it is", self.input.path().display());
+            return Err(Error::new(errno::EINVAL, text));
+        };
+        if let Some(file) = site::name_within(self.desk.site().directory(), path)? {
+            return self.with_tree(hashed, Vec::new(), file);
+        }
+        let draft = self.desk.link(path, "image").map_err(|e| {
+            let what = format!(
+                "cannot link {} into {} (leave out --link to copy it, or move it into that directory)",
+                path.display(),
+                self.desk.site().directory().display()
+            );
+            Error::io(what, e)
+        })?;
+        let file = self.desk.file_name(&hashed.root.to_string(), "raw");
+        self.with_tree(hashed, vec![(draft, file.clone())], file)
+    }
+
+    /// Adds the draft of the tree, and makes the pointer to all of it.
+    fn with_tree(&self, hashed: Hashed, mut drafts: Drafts, image: String) -> Result<(Hashed, Drafts, Pointer)> {
+        let file = self.desk.file_name(&hashed.root.to_string(), "vmt");
+        let draft = self.desk.draft("tree")?;
+        let written = (&draft.file).write_all(&hashed.tree);
+        written.map_err(|e| Error::io(format_args!("cannot write {}", draft.path().display()), e))?;
+        drafts.push((draft, file.clone()));
+        let pointer = Pointer {
+            geometry: self.geometry,
+            mtime_s: Some(self.input.mtime_s()),
+            image,
+            tree: NamedFile { name: file, bytes: hashed.tree.len() as u64 },
+            root: hashed.root,
+            packs: None,
+            sessions: self.before.and_then(|pointer| pointer.sessions.clone()),
+        };
+        Ok((hashed, drafts, pointer))
+    }
+
+    /// True when the files that do not depend on what was learnt are there.
+    fn is_whole(&self, pointer: &Pointer) -> bool {
+        let bytes = |file: &str| self.desk.path(file).metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
+        bytes(&pointer.image) == Some(pointer.geometry.size()) && bytes(&pointer.tree.name) == Some(pointer.tree.bytes)
+    }
+
+    /// What is known of the guests of this image: from the command line, or from before, be it of an older version.
+    fn lesson(&self, pointer: &Pointer, tree: &Tree) -> Result<Option<learn::Lesson>> {
+        let kept = match self.before {
+            Some(before) => pack::kept_model(self.desk.site(), before)?,
+            None => None,
+        };
+        let same_image = self.before.is_some_and(|before| before.root == pointer.root);
+        let base = match (&self.args.model, &kept) {
+            (Some(path), _) => Some(learn::read_model(path)?),
+            (None, Some(kept)) if same_image => Some(kept.clone()),
+            (None, Some(kept)) => self.before.map(|before| moved::model(self.desk, before, kept, tree)).transpose()?,
+            (None, None) => None,
+        };
+        let mut learning = learn::Learning::new(base, tree);
+        if self.args.model.is_none() {
+            learning.remember(self.desk);
+        }
+        if let Some(directory) = &self.args.sessions {
+            let new = learning.learn(directory)?;
+            log::info!("{new} new sessions in {}", directory.display());
+        }
+        Ok(learning.finish(kept.as_deref().filter(|_| same_image)))
+    }
+}
+
+/// Says on standard error what was published; what is asked for on standard output is the link.
+fn say(tree: &Tree, pointer: &Pointer, hashed: &Hashed) {
+    let used = tree.holes().used() * pointer.geometry.block_bytes();
+    let packs = match &pointer.packs {
+        Some(packs) => format!("packs {}", progress::size(packs.bytes)),
+        None => "no packs (publish a model or rehearse to have them)".to_owned(),
+    };
+    log::info!(
+        "{} of {} used, hash tree {}, {packs}",
+        progress::size(used.min(pointer.geometry.size())),
+        progress::size(pointer.geometry.size()),
+        progress::size(hashed.tree.len() as u64),
+    );
+}

@@ -1,0 +1,283 @@
+//! Fetching hash pages beside the data that they check.
+//!
+//! A worker that is about to fetch blocks says which ([`Pages::want`]) and goes on; up to two threads of ours fetch
+//! what is missing meanwhile, over lanes of their own. So a cold read costs one round trip, not two. When the data is
+//! there and its pages are not ([`Pages::settle`]), the worker does not just wait: a job that nobody has begun it takes
+//! over itself, so that two threads are never what sixteen workers wait for.
+//!
+//! Pages that lie near each other in the file come in one request, and a page that is on its way is not asked for
+//! again, whoever wants it. One that arrives before the page above it waits for that.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use super::collect::Collector;
+use super::lie_of;
+use crate::block::BlockRange;
+use crate::config::CONNECTIONS_MAX;
+use crate::error::Error;
+use crate::source::{FetchError, Source};
+use crate::sys::with_signals_blocked;
+use crate::tree::{PageId, Tree};
+
+/// Threads that fetch pages: a cold read needs pages of two levels, which lie apart.
+const AIDES: usize = 2;
+/// Stack of such a thread, in bytes: TLS handshakes need the most.
+const STACK_BYTES: usize = 512 << 10;
+/// Pages this near to each other come in one request, in bytes: what three pages have, which is less than what the head
+/// of a request and its answer cost in time on any link.
+const GAP_MAX: u64 = 8 << 10;
+/// Longest request, in bytes: the pages of 50 MiB.
+const JOB_BYTES_MAX: u64 = 256 << 10;
+/// How often pages that arrived and were dropped again, to make room, are asked for before that counts as a failure.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// The pages of one place.
+pub(super) struct Pages {
+    shared: Arc<Shared>,
+    aides: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared {
+    /// The place's tree file.
+    file: Arc<dyn Source>,
+    tree: Arc<Tree>,
+    state: Mutex<State>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// What nobody has begun yet.
+    jobs: VecDeque<Job>,
+    /// All pages of jobs that are not finished.
+    flying: HashSet<PageId>,
+    /// Pages that arrived before the page above them.
+    early: Vec<(PageId, Vec<u8>)>,
+    /// How many jobs failed, and how the last one did.
+    failures: u64,
+    failure: Option<Failure>,
+    closing: bool,
+}
+
+/// A failure that can be told to many.
+#[derive(Clone)]
+enum Failure {
+    Transient(String),
+    Fatal(i32, String),
+    Stopped,
+}
+
+impl Failure {
+    fn of(failure: FetchError) -> Self {
+        match failure {
+            FetchError::Transient { message, .. } => Self::Transient(message),
+            FetchError::Fatal(error) => Self::Fatal(error.errno(), error.to_string()),
+            FetchError::Stopped => Self::Stopped,
+        }
+    }
+}
+
+/// Pages that come in one request, in the order of the file.
+struct Job(Vec<PageId>);
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is complete in itself, so a panic elsewhere leaves nothing half-done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches the pages of a job over `lane`, and tells all who wait.
+    fn run(&self, job: &Job, lane: usize) {
+        let result = self.fetch(job, lane);
+        let mut state = self.state();
+        match result {
+            Ok(pages) => {
+                state.early.extend(pages);
+                if let Err(failure) = self.take_in(&mut state) {
+                    state.failed(failure);
+                }
+            }
+            Err(failure) => state.failed(failure),
+        }
+        let State { early, flying, .. } = &mut *state;
+        // What came early stays on its way, so that nobody asks for it again; but if the page above it no longer comes,
+        // it would wait for ever.
+        flying.retain(|page| !job.0.contains(page) || early.iter().any(|(waits, _)| waits == page));
+        early.retain(|(page, _)| flying.contains(&page.parent().0) || !flying.remove(page));
+        self.news.notify_all();
+    }
+
+    fn fetch(&self, job: &Job, lane: usize) -> Result<Vec<(PageId, Vec<u8>)>, Failure> {
+        let extents = || job.0.iter().map(|page| (*page, self.tree.extent(*page)));
+        let begin = extents().map(|(_, (offset, _))| offset).min().unwrap_or(0);
+        let end = extents().map(|(_, (offset, length))| offset + length).max().unwrap_or(begin);
+        let mut bytes = Collector::new(end - begin);
+        self.file.fetch(lane, begin, end - begin, &mut bytes).map_err(Failure::of)?;
+        let bytes = bytes.whole().ok_or_else(|| {
+            Failure::Transient(format!("{}, bytes {begin}-{}: sent less than asked for", self.file.name(), end - 1))
+        })?;
+        let piece = |(page, (offset, length)): (PageId, (u64, u64))| {
+            let at = (offset - begin) as usize;
+            (page, bytes[at..at + length as usize].to_vec())
+        };
+        Ok(extents().map(piece).collect())
+    }
+
+    /// Adds to the tree what arrived, from the top down; what lacks the page above it stays.
+    fn take_in(&self, state: &mut State) -> Result<(), Failure> {
+        let mut early = std::mem::take(&mut state.early);
+        early.sort_by_key(|(page, _)| std::cmp::Reverse(page.level));
+        for (page, bytes) in early {
+            match self.tree.add(page, &bytes) {
+                Ok(()) => drop(state.flying.remove(&page)),
+                Err(lie) if lie.is_missing() => state.early.push((page, bytes)),
+                Err(lie) => {
+                    state.flying.remove(&page);
+                    let (offset, length) = self.tree.extent(page);
+                    let at = format!("{}, bytes {offset}-{}", self.file.name(), offset + length - 1);
+                    return Err(Failure::of(lie_of(&at, lie)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Body of a thread of ours.
+    fn aide(&self, lane: usize) {
+        loop {
+            let waits = |state: &mut State| state.jobs.is_empty() && !state.closing;
+            let mut state = self.news.wait_while(self.state(), waits).unwrap_or_else(PoisonError::into_inner);
+            if state.closing {
+                return;
+            }
+            let Some(job) = state.jobs.pop_front() else { continue };
+            drop(state);
+            self.run(&job, lane);
+        }
+    }
+}
+
+impl State {
+    fn failed(&mut self, failure: Failure) {
+        self.failures += 1;
+        self.failure = Some(failure);
+    }
+
+    fn why(&self) -> FetchError {
+        match &self.failure {
+            Some(Failure::Transient(message)) => FetchError::transient(message.clone()),
+            Some(Failure::Fatal(errno, message)) => Error::new(*errno, message.clone()).into(),
+            Some(Failure::Stopped) => FetchError::Stopped,
+            None => FetchError::transient("hash pages were dropped before they could be used"),
+        }
+    }
+}
+
+impl Pages {
+    /// The pages of `tree` that lie in `file`.
+    pub fn new(file: Arc<dyn Source>, tree: Arc<Tree>) -> Self {
+        let (state, news) = (Mutex::default(), Condvar::new());
+        Self { shared: Arc::new(Shared { file, tree, state, news }), aides: Mutex::default() }
+    }
+
+    /// Sees to it that what is missing to check `range` is on its way. Does not wait. Answers how many jobs had failed
+    /// so far, for [`Pages::settle`].
+    pub fn want(&self, range: BlockRange) -> u64 {
+        let mut state = self.shared.state();
+        let missing = self.shared.tree.missing(range);
+        let missing: Vec<PageId> = missing.into_iter().filter(|page| !state.flying.contains(page)).collect();
+        if missing.is_empty() || state.closing {
+            return state.failures;
+        }
+        state.flying.extend(&missing);
+        let jobs = jobs(&self.shared.tree, missing);
+        state.jobs.extend(jobs);
+        let failures = state.failures;
+        drop(state);
+        self.shared.news.notify_all();
+        self.begin();
+        failures
+    }
+
+    /// Starts the threads at the first need. Without any the workers fetch their pages themselves.
+    fn begin(&self) {
+        let mut aides = self.aides.lock().unwrap_or_else(PoisonError::into_inner);
+        while aides.len() < AIDES {
+            let (shared, lane) = (self.shared.clone(), CONNECTIONS_MAX + aides.len());
+            let builder = std::thread::Builder::new().name("vms-pages".to_owned()).stack_size(STACK_BYTES);
+            match with_signals_blocked(|| builder.spawn(move || shared.aide(lane))) {
+                Ok(aide) => aides.push(aide),
+                Err(error) => {
+                    log::debug!("cannot start thread vms-pages: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits until everything is here to check `range`, which `want` was asked for when so many jobs had failed. What
+    /// nobody has begun is fetched over `lane`. Blocks.
+    pub fn settle(&self, range: BlockRange, failures: u64, lane: usize) -> Result<(), FetchError> {
+        let mut attempts = 0;
+        loop {
+            let mut state = self.shared.state();
+            // Under the lock, or a page could arrive unseen between the two looks.
+            let missing = self.shared.tree.missing(range);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if state.closing {
+                return Err(FetchError::Stopped);
+            }
+            if let Some(at) = state.jobs.iter().position(|job| job.0.iter().any(|page| missing.contains(page))) {
+                let job = state.jobs.remove(at);
+                drop(state);
+                job.iter().for_each(|job| self.shared.run(job, lane));
+            } else if missing.iter().any(|page| state.flying.contains(page)) {
+                drop(self.shared.news.wait(state));
+            } else if state.failures > failures || attempts == ATTEMPTS_MAX {
+                return Err(state.why());
+            } else {
+                drop(state);
+                attempts += 1;
+                self.want(range);
+            }
+        }
+    }
+
+    /// Lets everybody who waits return. Fetches that are under way are the source's to abort.
+    pub fn close(&self) {
+        self.shared.state().closing = true;
+        self.shared.news.notify_all();
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.close();
+        self.shared.file.abort();
+        for aide in self.aides.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // One that panicked has been reported by the panic itself.
+            let _ = aide.join();
+        }
+    }
+}
+
+/// Pages as requests: what lies near each other together.
+fn jobs(tree: &Tree, mut pages: Vec<PageId>) -> Vec<Job> {
+    pages.sort_by_key(|page| tree.extent(*page).0);
+    let mut jobs: Vec<(u64, u64, Job)> = Vec::new();
+    for page in pages {
+        let (offset, length) = tree.extent(page);
+        match jobs.last_mut() {
+            Some((begin, end, job)) if offset - *end <= GAP_MAX && offset + length - *begin <= JOB_BYTES_MAX => {
+                *end = offset + length;
+                job.0.push(page);
+            }
+            _ => jobs.push((offset, offset + length, Job(vec![page]))),
+        }
+    }
+    jobs.into_iter().map(|(_, _, job)| job).collect()
+}

@@ -1,0 +1,9 @@
+//! `vmstream publish` and what reads what it published, from the outside.
+#![cfg(feature = "tool")]
+
+mod input;
+mod kill9;
+mod learn;
+mod reader;
+mod site;
+mod support;
