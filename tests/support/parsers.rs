@@ -157,10 +157,10 @@ fn open_frames(index: &Index, bytes: &[u8], whole: &Tree) {
 }
 
 /// The made-up image of [`packs`]: small blocks, every fifth a hole, so many that leaf hashes take more than one page.
-const MADE_UP_BLOCK: u64 = 512;
-const MADE_UP_BLOCKS: u64 = 400;
+pub const MADE_UP_BLOCK: u64 = 512;
+pub const MADE_UP_BLOCKS: u64 = 200;
 
-fn contents(block: Block) -> Vec<u8> {
+pub fn contents(block: Block) -> Vec<u8> {
     format!("block {} ", block.0).bytes().cycle().take(MADE_UP_BLOCK as usize).collect()
 }
 
@@ -178,7 +178,7 @@ fn made_up_tree() -> (Vec<u8>, Tree) {
 /// The packs of the made-up image, and its tree: what the corpus of [`packs`] begins with.
 pub fn made_up() -> (Vec<u8>, Tree) {
     let (_, tree) = made_up_tree();
-    let lines: String = (0..40).map(|n| format!("{} R {} 2048\n", n * 9000, (n * 7 % 100) * 2048)).collect();
+    let lines: String = (0..40).map(|n| format!("{} R {} 2048\n", n * 9000, (n * 7 % 50) * 2048)).collect();
     let size = MADE_UP_BLOCK * MADE_UP_BLOCKS;
     let session = format!("# vmtrace 1 size={size} block={MADE_UP_BLOCK}\n{lines}");
     let session = text::parse("made up", session.as_bytes()).expect("it is a session");
