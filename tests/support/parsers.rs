@@ -17,8 +17,11 @@ use vmstream::session::{Recording, file, text};
 use vmstream::source::published::{Frames, Pointer};
 use vmstream::tree::{HEAD_BYTES, Head, Holes, PageId, Tree, TreeBuilder};
 
-/// A target by the name of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+/// What is done with the bytes of a target.
+pub type Target = fn(&[u8]);
+
+/// The targets by the names of their corpora.
+pub const TARGETS: [(&str, Target); 7] = [
     ("model", model),
     ("session", session),
     ("session_text", session_text),

@@ -203,7 +203,7 @@ mod tests {
     fn no_object_has_too_many_parts() {
         for bytes in [PART_BYTES + 1, 1 << 34, 1 << 40, 5 << 40] {
             let part = part_bytes(bytes);
-            assert!(part >= PART_BYTES && part % (1 << 20) == 0 && bytes.div_ceil(part) <= PARTS_MAX, "{bytes}");
+            assert!(part >= PART_BYTES && part.is_multiple_of(1 << 20) && bytes.div_ceil(part) <= PARTS_MAX, "{bytes}");
         }
         assert_eq!(part_bytes(1 << 30), PART_BYTES);
     }
