@@ -9,6 +9,9 @@ DOCDIR     = $(PREFIX)/share/doc/vmstream
 # DESTDIR: put before every path of an installation, for packagers; never written into a file.
 DESTDIR    =
 
+# How long `make fuzz` stays with each parser.
+FUZZ_SECONDS = 60
+
 CARGO   = cargo
 INSTALL = install
 
@@ -23,7 +26,7 @@ OUT     := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 MAN_PAGES := $(wildcard docs/man/*.[1-8])
 DOCUMENTS := $(wildcard README.md CHANGELOG.md LICENSE* docs/*.md)
 
-.PHONY: all help build header install uninstall demo test bench nbdkit qemu uml clean
+.PHONY: all help build header install uninstall demo test fuzz bench nbdkit qemu uml clean
 
 all: build
 
@@ -32,6 +35,7 @@ help:
 	@echo 'make install     install under PREFIX=$(PREFIX), staged in DESTDIR; also make uninstall'
 	@echo 'make demo        boot a guest from a streamed disk over a slow link, four ways, and compare'
 	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
+	@echo 'make fuzz        feed all parsers with made-up bytes, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make uml         build User-Mode Linux with streamed disks, and say how to start it'
 	@echo 'make bench       measure; figures are for this machine only'
 	@echo 'make qemu        build QEMU with the block driver, once, and say where it is'
@@ -78,6 +82,9 @@ demo:
 
 test:
 	scripts/test.sh
+
+fuzz:
+	FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh
 
 bench:
 	$(CARGO) bench

@@ -26,6 +26,8 @@ demo:mmdebstrap:mmdebstrap
 demo:curl:curl
 demo:pgrep:procps
 test:fio:fio
+test:nginx:nginx-light
+test:openssl:openssl
 test:shellcheck:shellcheck
 test:mandoc:mandoc
 test:valgrind:valgrind

@@ -83,6 +83,51 @@ fn the_order_of_the_sessions_does_not_show_in_the_file() {
 }
 
 #[test]
+fn parts_are_merged_in_any_order_with_models_and_sessions_alike() {
+    let directory = tempfile::tempdir().unwrap();
+    let sessions = sessions(directory.path());
+    // One is remembered, so that what was not chosen counts.
+    let made = |name: &str, merge: bool, files: &[&PathBuf]| {
+        let path = directory.path().join(name);
+        let files: Vec<_> = files.iter().map(|&file| file.clone()).collect();
+        let mut arguments = vec!["train", "--remember", "1", "-o", path.to_str().unwrap()];
+        arguments.extend(merge.then_some("--merge"));
+        succeeded(&vmstream(&arguments, &files));
+        path
+    };
+    let read = |path: &PathBuf| std::fs::read(path).unwrap();
+    let [a, b, c] = &sessions[..] else { panic!("three sessions") };
+    let at_once = read(&made("all", false, &[a, b, c]));
+    let parts = [a, b, c].map(|session| made(&format!("{}.vmm", session.display()), false, &[session]));
+    let [x, y, z] = &parts;
+    assert_eq!(read(&made("flat", true, &[z, x, y])), at_once);
+    let left = made("left", true, &[x, y]);
+    let right = made("right", true, &[z, y]);
+    assert_eq!(read(&made("left-deep", true, &[&left, z])), at_once);
+    assert_eq!(read(&made("right-deep", true, &[x, &right])), at_once);
+    // What lies there already is replaced, not merged.
+    assert_eq!(read(&made("left-deep", true, &[c, &left])), at_once);
+    let new = directory.path().join("new");
+    let said = failed(&vmstream(&["train", "-o", new.to_str().unwrap()], std::slice::from_ref(x)));
+    assert!(said.contains("1.vmtrace.vmm is a model, not a session: merge models with --merge"), "{said}");
+    assert!(!new.exists());
+}
+
+/// Written before models had spares.
+#[test]
+fn a_model_of_version_1_is_read_as_ever() {
+    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/model/format-1.vmm");
+    let told = inspect(&old);
+    let figures = ["sessions_learnt", "paths", "blocks", "sequences"].map(|key| told[key].as_u64());
+    assert_eq!(figures, [Some(3), Some(3), Some(116), Some(16)]);
+    let directory = tempfile::tempdir().unwrap();
+    let merged = directory.path().join("m.vmm");
+    succeeded(&vmstream(&["train", "--merge", "-o", merged.to_str().unwrap()], &[old]));
+    assert_eq!(inspect(&merged)["paths"], told["paths"]);
+    assert_eq!(std::fs::read(merged).unwrap()[8], 2, "it is written as version 2");
+}
+
+#[test]
 fn what_is_wrong_is_said_and_leaves_the_model_alone() {
     let directory = tempfile::tempdir().unwrap();
     let sessions = sessions(directory.path());

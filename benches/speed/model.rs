@@ -3,9 +3,12 @@
 //! The sessions have 50,000 first touches: a start of 10,000 blocks, then five of thirty tasks of 4,000 to 12,000 blocks,
 //! in any order, in pieces of one to three blocks - dear to remember. Limits hold the model to what it remembers, so that
 //! of 10,000 sessions is no larger than that of 1,000. Two rows more say what the next session costs once a model is
-//! full: it is read, and made anew as a whole. Times are the thread's own on the processor.
+//! full: it is read, and made anew as a whole. The last table learns the most sessions in parts of 500 and merges those, one
+//! after the other and in a tree: the same model comes out, byte for byte. Times are the thread's own on the processor.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vmstream::model::{Limits, Model, Trainer};
@@ -14,7 +17,7 @@ use crate::guests::{Guests, Shape};
 use crate::processor::spent;
 use crate::samples::Samples;
 use crate::sparse::peak_mib;
-use crate::table::{Table, at_most, number};
+use crate::table::{Table, at_least, at_most, number};
 use crate::{origin, quick};
 
 const SHAPE: Shape = Shape {
@@ -28,6 +31,8 @@ const SHAPE: Shape = Shape {
 const TASKS_A_SESSION: usize = 5;
 const SEED: u64 = 4;
 const LOADS: usize = 9;
+/// Sessions of a part, where they are learnt in parts.
+const PART: u64 = 500;
 
 pub fn run() {
     let directory = origin::memory();
@@ -57,6 +62,7 @@ pub fn run() {
     row("peak memory so far, MiB", 0, &|c| c.peak_mib, &at_most(peak, 512.0));
     drop(table);
     go_on(&guests, &path, &heads[2]);
+    in_parts(&guests, &path, counts);
 }
 
 /// What came of training.
@@ -126,4 +132,89 @@ fn go_on(guests: &Guests, path: &Path, what: &str) {
         drop(trainer.finish_file());
     };
     row("learn one session more, all in all, ms", &resume, Some(2000.0));
+}
+
+/// What the same costs in parts, and what comes of it. At `path` lies the model of all sessions at once, and the parts go
+/// beside it: their files are none of this process's memory.
+fn in_parts(guests: &Guests, path: &Path, counts: [u64; 3]) {
+    let part = if quick() { PART / 10 } else { PART };
+    let columns = [counts[1], counts[2]].map(|count| Parts::learn(guests, count, part, path));
+    let heads = columns.each_ref().map(|column| format!("{} sessions", column.count));
+    let mut table =
+        Table::new(&format!("model: learning in parts of {part} and merging"), &["", &heads[0], &heads[1], "promise"]);
+    let mut row = |what: &str, digits: usize, figure: &dyn Fn(&Parts) -> f64, promise: &str| {
+        let cells = columns.each_ref().map(|column| number(figure(column), digits));
+        table.row(&[&what, &cells[0], &cells[1], &promise]);
+    };
+    let linear =
+        |figure: &dyn Fn(&Parts) -> f64| format!("linear: {}", at_most(figure(&columns[1]) / figure(&columns[0]), 1.5));
+    let learn = |parts: &Parts| parts.learning.as_secs_f64() * 1e3 / parts.count as f64;
+    let join = |parts: &Parts| parts.merging.as_secs_f64() * 1e3 / parts.count as f64;
+    row("parts", 0, &|c| c.files.len() as f64, "");
+    row("learn in parts, ms a session", 2, &learn, &linear(&learn));
+    row("merge all parts, ms a session", 2, &join, &linear(&join));
+    row("file of a part, MiB", 2, &|c| mib(&c.files[0]), "");
+    row("merged file, MiB", 2, &|c| mib(&c.merged), &at_most(mib(&columns[1].merged), 16.0));
+    // In pairs, and these in pairs, where above all came one after the other.
+    let mut tree = columns[1].files.clone();
+    while tree.len() > 1 {
+        tree = tree.chunks(2).map(|pair| merge(pair, &pair[0].with_extension("pair"))).collect();
+    }
+    let read = |path: &Path| std::fs::read(path).expect("it was written just now");
+    let same = [&tree[0], &columns[1].merged].into_iter().filter(|file| read(file) == read(path)).count();
+    row("of these two, the very model of all at once", 0, &|_| same as f64, &at_least(same as f64, 2.0));
+    row("peak memory so far, MiB", 0, &|_| peak_mib(), &at_most(peak_mib(), 512.0));
+}
+
+/// So many sessions, learnt in parts that were merged.
+struct Parts {
+    count: u64,
+    files: Vec<PathBuf>,
+    merged: PathBuf,
+    learning: Duration,
+    merging: Duration,
+}
+
+impl Parts {
+    fn learn(guests: &Guests, count: u64, part: u64, beside: &Path) -> Self {
+        let mut learning = Duration::ZERO;
+        let mut files = Vec::new();
+        for first in (0..count).step_by(part as usize) {
+            let mut trainer = Trainer::new(guests.geometry(), Limits::default());
+            for seed in first..(first + part).min(count) {
+                let session = guests.any_session(seed, TASKS_A_SESSION, 0..SHAPE.tasks);
+                let begun = spent();
+                trainer.add(&session).expect("it is of the same image");
+                learning += spent() - begun;
+            }
+            let begun = spent();
+            let (_, file) = trainer.finish_file();
+            learning += spent() - begun;
+            let path = beside.with_file_name(format!("{count}-{first}.vmm"));
+            std::fs::write(&path, file).expect("there is room in memory");
+            files.push(path);
+        }
+        let begun = spent();
+        let merged = merge(&files, &beside.with_file_name(format!("{count}.vmm")));
+        Self { count, files, merged, learning, merging: spent() - begun }
+    }
+}
+
+/// Merges the models in these files into one at `path`.
+fn merge(parts: &[PathBuf], path: &Path) -> PathBuf {
+    let mut trainer = None;
+    for part in parts {
+        let file = BufReader::new(File::open(part).expect("it was written just now"));
+        match &mut trainer {
+            None => trainer = Some(Trainer::from_part("part", file, Limits::default()).expect("it is whole")),
+            Some(trainer) => trainer.merge("part", file).expect("it is of the same image"),
+        }
+    }
+    let (_, file) = trainer.expect("there are parts").finish_file();
+    std::fs::write(path, file).expect("there is room in memory");
+    path.to_owned()
+}
+
+fn mib(path: &Path) -> f64 {
+    std::fs::metadata(path).map_or(f64::NAN, |metadata| metadata.len() as f64 / f64::from(1 << 20))
 }

@@ -1,8 +1,8 @@
 //! The model as a file (`docs/format-model.md`).
 //!
 //! A header with the image's geometry and the length and checksum of each section, then the sections: sequences, paths,
-//! record. The first two are what following a guest needs, and are all that [`Model::load`] reads; the record is the
-//! evidence for further training. Nothing is believed because a checksum is right: a file may also come from a stranger,
+//! record, spares. The first two are what following a guest needs, and are all that [`Model::load`] reads; the record is
+//! the evidence for further training, and the spares are what merging chooses from besides. Nothing is believed because a checksum is right: a file may also come from a stranger,
 //! so every number is checked against the image and against the rest before it is used, and what is allocated is bounded by
 //! the length of what was read.
 
@@ -11,95 +11,14 @@ use std::io::Read;
 use std::path::Path as FilePath;
 
 use super::bytes::{Reader, put, put_step};
+use super::header::{Header, START_BYTES, Section, broken, header_bytes};
 use super::recording::Recording;
 use super::{Learnt, Model, Path, Sequence, SequenceId, Visit};
 use crate::block::{BlockRange, Geometry};
-use crate::error::{Error, Result, errno};
+use crate::error::{Error, Result};
 
-/// First bytes of a model: as in PNG, a byte that is no text, and line ends that a careless transfer would change.
-const MAGIC: [u8; 8] = *b"\x89VMM\r\n\x1a\n";
-const VERSION: u32 = 1;
-/// Magic, version, shift, size, sessions, set aside, three sections of length and checksum, checksum.
-const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8 + 4 + SECTIONS * 12 + 4;
-const SECTIONS: usize = 3;
-/// Largest section, in bytes: ten times what the limits of training make of the worst sessions.
-const SECTION_BYTES_MAX: u64 = 1 << 28;
 /// Longest sequence of a file, in blocks. Training makes shorter ones, but may come to want longer ones.
 const SEQUENCE_BLOCKS_MAX: u32 = 4096;
-
-/// Extent and checksum of a section.
-#[derive(Clone, Copy)]
-struct Section {
-    bytes: usize,
-    crc: u32,
-}
-
-/// What stands before the sections.
-struct Header {
-    geometry: Geometry,
-    learnt: Learnt,
-    sections: [Section; SECTIONS],
-}
-
-/// The same error for all that is wrong with a file: which file, what about it, what to do.
-fn broken(name: &str, what: &str) -> Error {
-    Error::new(errno::EINVAL, format!("{name} {what}: train a new model from the sessions"))
-}
-
-impl Header {
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEADER_BYTES);
-        out.extend(MAGIC);
-        out.extend(VERSION.to_le_bytes());
-        out.extend(self.geometry.block_shift().to_le_bytes());
-        out.extend(self.geometry.size().to_le_bytes());
-        out.extend(self.learnt.sessions.to_le_bytes());
-        out.extend(self.learnt.set_aside.to_le_bytes());
-        for section in self.sections {
-            out.extend((section.bytes as u64).to_le_bytes());
-            out.extend(section.crc.to_le_bytes());
-        }
-        out.extend(crc32c::crc32c(&out).to_le_bytes());
-        out
-    }
-
-    fn decode(name: &str, bytes: &[u8; HEADER_BYTES]) -> Result<Self> {
-        let mut at = 0;
-        if bytes[..MAGIC.len()] != MAGIC {
-            return Err(broken(name, "is not a model"));
-        }
-        at += MAGIC.len();
-        let version = number(bytes, &mut at, 4);
-        if version != u64::from(VERSION) {
-            return Err(broken(name, &format!("is a model of version {version}, and this program reads {VERSION}")));
-        }
-        let (body, crc) = bytes.split_at(HEADER_BYTES - 4);
-        if number(crc, &mut 0, 4) != u64::from(crc32c::crc32c(body)) {
-            return Err(broken(name, "has a damaged header"));
-        }
-        let shift = number(bytes, &mut at, 4);
-        let size = number(bytes, &mut at, 8);
-        let block_bytes = u32::try_from(shift).ok().and_then(|shift| 1u64.checked_shl(shift)).unwrap_or(0);
-        let geometry = Geometry::new(size, block_bytes).map_err(|e| broken(name, &format!("is of an {e}")))?;
-        let learnt = Learnt { sessions: number(bytes, &mut at, 8), set_aside: number(bytes, &mut at, 4) as u32 };
-        let mut sections = [Section { bytes: 0, crc: 0 }; SECTIONS];
-        for section in &mut sections {
-            let length = number(bytes, &mut at, 8);
-            if length > SECTION_BYTES_MAX {
-                return Err(broken(name, &format!("has a section of {length} bytes, more than any model needs")));
-            }
-            *section = Section { bytes: length as usize, crc: number(bytes, &mut at, 4) as u32 };
-        }
-        Ok(Self { geometry, learnt, sections })
-    }
-}
-
-/// The little-endian number of so many bytes that begins at `at`, which goes on behind it.
-fn number(bytes: &[u8], at: &mut usize, length: usize) -> u64 {
-    let number = bytes[*at..*at + length].iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte));
-    *at += length;
-    number
-}
 
 /// A file being read from start to end.
 struct Input<'a, R> {
@@ -109,9 +28,14 @@ struct Input<'a, R> {
 
 impl<R: Read> Input<'_, R> {
     fn header(&mut self) -> Result<Header> {
-        let bytes = self.bytes(HEADER_BYTES)?;
-        let bytes = bytes.first_chunk().ok_or_else(|| broken(self.name, "is too short for a model"))?;
-        Header::decode(self.name, bytes)
+        let too_short = || broken(self.name, "is too short for a model");
+        let mut bytes = self.bytes(START_BYTES)?;
+        let sections = Header::sections(self.name, bytes.first_chunk().ok_or_else(too_short)?)?;
+        bytes.extend(self.bytes(header_bytes(sections) - START_BYTES)?);
+        if bytes.len() < header_bytes(sections) {
+            return Err(too_short());
+        }
+        Header::decode(self.name, &bytes, sections)
     }
 
     /// The next section, whole and with the right checksum.
@@ -146,6 +70,9 @@ impl<R: Read> Input<'_, R> {
 }
 
 impl Model {
+    /// The first bytes of a model file, of whatever version.
+    pub const MAGIC: [u8; 8] = super::header::MAGIC;
+
     /// Reads the model in the file at `path`, as far as following a guest needs it.
     ///
     /// A file that is no model, is cut off or damaged, or contradicts itself is an error (`EINVAL`). Whether the model is
@@ -164,30 +91,82 @@ impl Model {
     }
 }
 
+/// What a file says beyond what following a guest needs: all of a trainer's state.
+pub(super) struct Evidence {
+    pub geometry: Geometry,
+    pub learnt: Learnt,
+    /// What the model was made from.
+    pub recordings: Vec<Recording>,
+    /// What there was to choose from besides.
+    pub spares: Vec<Recording>,
+    /// Age and identity of the first recording that was not even that.
+    pub left: Option<(u32, u64)>,
+}
+
 /// Reads what training goes on from. All of the file is checked: who trains a damaged model shall hear of it.
-pub(super) fn read_record(name: &str, from: impl Read) -> Result<(Geometry, Learnt, Vec<Recording>)> {
+pub(super) fn read_evidence(name: &str, from: impl Read) -> Result<Evidence> {
     let mut input = Input { name, from };
     let header = input.header()?;
     input.model(&header)?;
-    let bytes = input.section(header.sections[2], "record")?;
-    let mut reader = Reader::new(&bytes);
-    let mut recordings = Vec::new();
-    while !reader.is_empty() {
-        let recording = Recording::decode(&mut reader, header.geometry);
-        recordings.push(recording.ok_or_else(|| broken(name, "has an impossible record"))?);
-    }
-    Ok((header.geometry, header.learnt, recordings))
+    let Header { geometry, learnt, sections } = header;
+    let record = input.section(sections[2], "record")?;
+    let recordings = decode_recordings(&mut Reader::new(&record), geometry)
+        .ok_or_else(|| broken(name, "has an impossible record"))?;
+    let spares = input.section(sections[3], "spares")?;
+    let mut reader = Reader::new(&spares);
+    let (left, spares) = if reader.is_empty() {
+        (None, Vec::new())
+    } else {
+        take_left(&mut reader)
+            .and_then(|left| Some((left, decode_recordings(&mut reader, geometry)?)))
+            .ok_or_else(|| broken(name, "has impossible spares"))?
+    };
+    Ok(Evidence { geometry, learnt, recordings, spares, left })
 }
 
-/// The file of a model and of the recordings it was made from.
-pub(super) fn encode(model: &Model, recordings: &[Recording]) -> Vec<u8> {
+/// The file of a model, of the recordings it was made from, and of those it might have been made from.
+pub(super) fn encode(
+    model: &Model,
+    recordings: &[Recording],
+    spares: &[Recording],
+    left: Option<(u32, u64)>,
+) -> Vec<u8> {
     let mut record = Vec::new();
     recordings.iter().for_each(|recording| recording.encode(&mut record));
-    let parts = [encode_sequences(&model.sequences), encode_paths(&model.paths), record];
+    let mut rest = Vec::new();
+    if left.is_some() || !spares.is_empty() {
+        put_left(&mut rest, left);
+        spares.iter().for_each(|recording| recording.encode(&mut rest));
+    }
+    let parts = [encode_sequences(&model.sequences), encode_paths(&model.paths), record, rest];
     let sections = parts.each_ref().map(|part| Section { bytes: part.len(), crc: crc32c::crc32c(part) });
     let mut out = Header { geometry: model.geometry, learnt: model.learnt, sections }.encode();
     parts.iter().for_each(|part| out.extend(part));
     out
+}
+
+fn put_left(out: &mut Vec<u8>, left: Option<(u32, u64)>) {
+    match left {
+        None => put(out, 0),
+        Some((age, identity)) => {
+            put(out, u64::from(age) + 1);
+            put(out, identity);
+        }
+    }
+}
+
+fn take_left(reader: &mut Reader<'_>) -> Option<Option<(u32, u64)>> {
+    let Some(age) = reader.take()?.checked_sub(1) else { return Some(None) };
+    Some(Some((u32::try_from(age).ok()?, reader.take()?)))
+}
+
+/// Recordings up to the end.
+fn decode_recordings(reader: &mut Reader<'_>, geometry: Geometry) -> Option<Vec<Recording>> {
+    let mut recordings = Vec::new();
+    while !reader.is_empty() {
+        recordings.push(Recording::decode(reader, geometry)?);
+    }
+    Some(recordings)
 }
 
 fn encode_sequences(sequences: &[Sequence]) -> Vec<u8> {
@@ -268,70 +247,45 @@ fn decode_paths(reader: &mut Reader<'_>) -> Option<Vec<Path>> {
     reader.is_empty().then_some(paths)
 }
 
-/// What makes a changed file pass its checksums, so that the tests reach what lies behind them.
-#[cfg(test)]
-pub(super) mod sealing {
-    use super::*;
-
-    /// Where the sections of a file begin, and its end.
-    pub(in crate::model) fn bounds(file: &[u8]) -> [usize; SECTIONS + 1] {
-        let header = Header::decode("m", file.first_chunk().unwrap()).unwrap();
-        let mut at = HEADER_BYTES;
-        let starts = header.sections.map(|section| {
-            at += section.bytes;
-            at
-        });
-        [HEADER_BYTES, starts[0], starts[1], starts[2]]
-    }
-
-    /// The file with all checksums made right again.
-    pub(in crate::model) fn seal(mut file: Vec<u8>, sections: [usize; SECTIONS + 1]) -> Vec<u8> {
-        for number in 0..SECTIONS {
-            let crc = crc32c::crc32c(&file[sections[number]..sections[number + 1]]);
-            let at = HEADER_BYTES - 4 - (SECTIONS - number) * 12 + 8;
-            file[at..at + 4].copy_from_slice(&crc.to_le_bytes());
-        }
-        let crc = crc32c::crc32c(&file[..HEADER_BYTES - 4]);
-        file[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
-        file
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::sealing::{bounds, seal};
     use super::*;
+    use crate::model::header::sealing::{bounds, seal};
+    use crate::model::header::{HEADER_BYTES, SECTIONS};
     use crate::model::testing::session;
     use crate::model::{Limits, Trainer};
 
     fn file() -> Vec<u8> {
-        let sessions = [session(1, &[0, 1]), session(2, &[1, 2]), session(3, &[0, 2])];
-        let mut trainer = Trainer::new(sessions[0].geometry, Limits::default());
+        let sessions: Vec<_> =
+            (1..).zip([[0, 1], [1, 2], [0, 2], [1, 3], [2, 3]]).map(|(n, t)| session(n, &t)).collect();
+        // Room for two and for two spares: one leaves.
+        let limits = Limits { paths_max: 2, ..Limits::default() };
+        let mut trainer = Trainer::new(sessions[0].geometry, limits);
         sessions.iter().for_each(|s| trainer.add(s).unwrap());
         trainer.finish_file().1
     }
 
     fn refused(file: &[u8], says: &str) {
-        let error = read_record("m", file).unwrap_err().to_string();
+        let error = read_evidence("m", file).err().expect("it is refused").to_string();
         assert!(error.contains(says), "{says:?} is not in {error:?}");
     }
 
     #[test]
     fn a_model_alone_needs_no_record() {
         let file = file();
-        let [_, _, record, end] = bounds(&file);
+        let [_, _, record, _, end] = bounds(&file);
         assert_eq!(end, file.len());
         let model = Model::read("m", &file[..record]).unwrap();
-        assert_eq!(model.paths().len(), 3);
+        assert_eq!(model.paths().len(), 2);
         refused(&file[..record], "ends within its record");
     }
 
     #[test]
     fn what_is_wrong_is_told() {
         let file = file();
-        let [sequences, paths, record, _] = bounds(&file);
+        let [sequences, paths, record, spares, _] = bounds(&file);
         let changed = |at: usize| {
             let mut file = file.clone();
             file[at] ^= 0x10;
@@ -340,11 +294,13 @@ mod tests {
         refused(b"", "m is too short for a model");
         refused(b"<html>", "too short");
         refused(&changed(0), "m is not a model");
-        refused(&changed(8), "of version 17");
+        refused(&changed(8), "of version 18");
         refused(&changed(20), "damaged header");
         refused(&changed(sequences), "damaged sequences");
         refused(&changed(paths), "damaged paths");
         refused(&changed(record), "damaged record");
+        refused(&changed(spares), "damaged spares");
+        refused(&file[..spares], "ends within its spares");
         refused(&file[..record - 1], "ends within its paths");
         let missing = Model::load(FilePath::new("/nowhere/m.vmm")).unwrap_err();
         assert!(missing.to_string().starts_with("cannot open /nowhere/m.vmm"), "{missing}");
@@ -357,7 +313,7 @@ mod tests {
         absurd[12] = 63; // log2 of the block size
         refused(&seal(absurd, bounds(&file)), "block size");
         let mut absurd = file.clone();
-        absurd[HEADER_BYTES - 4 - 12 + 7] = 1; // length of the record
+        absurd[HEADER_BYTES - 4 - 12 + 7] = 1; // length of the spares
         refused(&seal(absurd, bounds(&file)), "more than any model needs");
     }
 
@@ -384,7 +340,7 @@ mod tests {
                 }
             }
             if strange != file {
-                prop_assert!(read_record("m", &strange[..]).is_err(), "the checksums did not notice");
+                prop_assert!(read_evidence("m", &strange[..]).is_err(), "the checksums did not notice");
             }
         }
 
@@ -414,7 +370,7 @@ mod tests {
         fn no_end_panics(keep in 0usize..1 << 20) {
             thread_local!(static FILE: Vec<u8> = file());
             let file = FILE.with(Clone::clone);
-            prop_assert!(read_record("m", &file[..keep % file.len()]).is_err());
+            prop_assert!(read_evidence("m", &file[..keep % file.len()]).is_err());
         }
     }
 }

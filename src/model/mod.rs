@@ -13,6 +13,8 @@
 
 pub(crate) mod bytes;
 mod format;
+mod header;
+mod merge;
 mod owners;
 mod poison;
 mod recording;

@@ -83,12 +83,14 @@ impl Recording {
         Self { age: self.age, touched: self.touched - self.listed + listed, listed, runs }
     }
 
-    /// A number that tells sessions apart, whatever they are called and in whatever order they come: FNV-1a over
-    /// the recorded bytes.
+    /// A number that tells sessions apart, whatever they are called and in whatever order they come: the first eight bytes
+    /// of BLAKE3 over the recorded bytes. Of two sessions with one number only one would be learnt, and which of many are
+    /// kept goes by it, so a stranger who sends sessions must not be able to make a number at will.
     pub fn identity(&self) -> u64 {
         let mut bytes = Vec::new();
         self.put_touches(&mut bytes);
-        bytes.iter().fold(0xCBF2_9CE4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
+        let [a, b, c, d, e, f, g, h, ..] = *blake3::hash(&bytes).as_bytes();
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 
     /// Appends the recording in the form of the file.

@@ -19,16 +19,20 @@ const SAMPLED: u64 = 64;
 /// More recordings than this are not compared, as time and memory would grow with the square: the last leave.
 const COMPARED_MAX: usize = 1024;
 
-/// Takes the least missed out of `recordings`, which are in an order of age, until the limits hold or one is left.
-pub(super) fn thin_out(recordings: &mut Vec<Recording>, limits: Limits) {
+/// Takes the least missed out of `recordings`, which are in an order of age, until the limits hold or one is left. Answers
+/// what was taken out, in the same order.
+pub(super) fn thin_out(recordings: &mut Vec<Recording>, limits: Limits) -> Vec<Recording> {
     let mut touches: u64 = recordings.iter().map(|r| u64::from(r.listed)).sum();
     let too_many =
         |count: usize, touches: u64| count > 1 && (count > limits.paths_max || touches > u64::from(limits.touches_max));
-    while recordings.len() > COMPARED_MAX && too_many(recordings.len(), touches) {
-        touches -= recordings.pop().map_or(0, |last| u64::from(last.listed));
+    let mut count = recordings.len();
+    while count > COMPARED_MAX && too_many(count, touches) {
+        count -= 1;
+        touches -= u64::from(recordings[count].listed);
     }
-    if !too_many(recordings.len(), touches) {
-        return;
+    let last = recordings.split_off(count);
+    if !too_many(count, touches) {
+        return last;
     }
     let samples: Vec<Vec<u64>> = recordings.iter().map(sample).collect();
     let mut likeness = vec![vec![0f32; samples.len()]; samples.len()];
@@ -49,11 +53,13 @@ pub(super) fn thin_out(recordings: &mut Vec<Recording>, limits: Limits) {
         let least = (0..left.len()).rev().min_by(|&a, &b| worths[a].total_cmp(&worths[b])).unwrap_or(0);
         touches -= u64::from(recordings[left.remove(least)].listed);
     }
-    let mut at = 0;
-    recordings.retain(|_| {
-        at += 1;
-        left.binary_search(&(at - 1)).is_ok()
-    });
+    let mut taken = Vec::with_capacity(recordings.len() - left.len() + last.len());
+    for (at, recording) in std::mem::take(recordings).into_iter().enumerate() {
+        let stays = left.binary_search(&at).is_ok();
+        if stays { recordings.push(recording) } else { taken.push(recording) }
+    }
+    taken.extend(last);
+    taken
 }
 
 /// The sampled blocks of a recording by their hashes (Fibonacci hashing), in order.
@@ -100,8 +106,10 @@ mod tests {
     fn many_of_one_kind_do_not_push_out_the_only_one_of_another() {
         let mut all: Vec<_> = (0..8).map(|age| recording(age, &[1, 2, 3])).collect();
         all.push(recording(9, &[1, 7, 8]));
-        let kept = kept(all.clone(), 4);
+        let mut kept = all.clone();
+        let taken = thin_out(&mut kept, Limits { paths_max: 4, ..Limits::default() });
         assert_eq!(kept, [all[0].clone(), all[1].clone(), all[2].clone(), all[8].clone()]);
+        assert_eq!(taken, all[3..8]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Made-up sessions for the unit tests of this module and of those above it.
 
-use super::format::sealing::{bounds, seal};
+use super::header::sealing::{bounds, seal};
 use crate::block::Block;
 use crate::session::{Session, text};
 

@@ -6,13 +6,14 @@
 //! sessions of a call were given; and of a call with more sessions than can be held a fair sample remains, because a
 //! hash prefers nothing. In the end those that are least like the others are kept (`retention`).
 //!
-//! The model is then made from all recordings at once: it is a function of them, and the record in the file is all the
-//! state there is. Paths are ordered by age and then by length, since long sessions lay out sequences best.
+//! The model is then made from all recordings at once: it is a function of them, and the file has all the state there is.
+//! Paths are ordered by age and then by length, since long sessions lay out sequences best.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use super::format::Evidence;
 use super::recording::Recording;
 use super::{Learnt, Model, format, poison, retention, sequences};
 use crate::block::{Block, Geometry};
@@ -39,13 +40,13 @@ impl Default for Limits {
 /// So many times the limits are held while sessions come in, so that there is a choice of what to keep.
 const CHOICE: usize = 2;
 
-/// Place of a recording among those kept: (0 when of this call, else its age and one; identity).
+/// Place of a recording among those kept: rank by age, see [`Trainer::age`], and identity.
 type Key = (u64, u64);
 
 /// Collects sessions and makes a model of them.
 #[derive(Debug)]
 pub struct Trainer {
-    geometry: Geometry,
+    pub(super) geometry: Geometry,
     limits: Limits,
     kept: BTreeMap<Key, Recording>,
     /// First touches in `kept`.
@@ -53,8 +54,10 @@ pub struct Trainer {
     /// The first in order that had to leave. Nothing behind it comes in any more: otherwise a short session might find room
     /// that a long one before it did not, or not, depending on which came first.
     left: Option<Key>,
-    /// Sessions learnt by earlier calls.
-    before: u64,
+    /// True when it goes on from a model, whose sessions are older than those of this call.
+    pub(super) resumed: bool,
+    /// Sessions learnt by earlier calls, or by those whose models are merged.
+    pub(super) before: u64,
     /// And by this one.
     added: u64,
 }
@@ -62,14 +65,15 @@ pub struct Trainer {
 impl Trainer {
     /// A trainer for images of this geometry that knows nothing yet.
     pub fn new(geometry: Geometry, limits: Limits) -> Self {
-        Self { geometry, limits, kept: BTreeMap::new(), touches: 0, left: None, before: 0, added: 0 }
+        Self { geometry, limits, kept: BTreeMap::new(), touches: 0, left: None, resumed: false, before: 0, added: 0 }
     }
 
     /// A trainer that goes on from a model file; `name` is for errors, which are those of [`Model::load`]. The sessions
     /// to come are newer than those in it.
     pub fn resume(name: &str, model: impl Read, limits: Limits) -> Result<Self> {
-        let (geometry, learnt, recordings) = format::read_record(name, model)?;
+        let Evidence { geometry, learnt, recordings, .. } = format::read_evidence(name, model)?;
         let mut trainer = Self::new(geometry, limits);
+        trainer.resumed = true;
         trainer.before = learnt.sessions;
         for recording in recordings {
             trainer.keep((u64::from(recording.age) + 1, recording.identity()), recording);
@@ -87,16 +91,17 @@ impl Trainer {
         place: &dyn Fn(Block) -> Option<Block>,
         limits: Limits,
     ) -> Result<Self> {
-        let (old, learnt, recordings) = format::read_record(name, model)?;
+        let Evidence { geometry: old, learnt, recordings, .. } = format::read_evidence(name, model)?;
         if old.block_bytes() != geometry.block_bytes() {
             let (was, is) = (old.block_bytes(), geometry.block_bytes());
             return Err(Error::new(errno::EINVAL, format!("{name} has blocks of {was} bytes, and the image of {is}")));
         }
         let within = |block| place(block).filter(|block| geometry.all().contains(*block));
         let mut trainer = Self::new(geometry, limits);
+        trainer.resumed = true;
         trainer.before = learnt.sessions;
         for recording in recordings.iter().map(|recording| recording.moved(&within)).filter(|r| r.listed > 0) {
-            trainer.keep((u64::from(recording.age) + 1, recording.identity()), recording);
+            trainer.unite((u64::from(recording.age) + 1, recording.identity()), recording);
         }
         Ok(trainer)
     }
@@ -109,43 +114,65 @@ impl Trainer {
     /// Learns a session. It must be one of the same image: of the same size, in the same blocks (else `EINVAL`). A session
     /// that is known already becomes new again.
     pub fn add(&mut self, session: &Session) -> Result<()> {
-        if session.geometry != self.geometry {
-            let text = |g: Geometry| format!("{} bytes in blocks of {}", g.size(), g.block_bytes());
-            return Err(Error::new(
-                errno::EINVAL,
-                format!(
-                    "a session of an image of {} cannot be learnt for one of {}: train a model for each image",
-                    text(session.geometry),
-                    text(self.geometry)
-                ),
-            ));
-        }
+        self.check(session.geometry, "a session")?;
         self.added += 1;
         let recording = Recording::new(session);
-        let identity = recording.identity();
-        let known: Vec<Key> = self.kept.keys().filter(|key| key.1 == identity).copied().collect();
+        self.unite((0, recording.identity()), recording);
+        Ok(())
+    }
+
+    /// Refuses what is of another image.
+    pub(super) fn check(&self, geometry: Geometry, what: &str) -> Result<()> {
+        if geometry == self.geometry {
+            return Ok(());
+        }
+        let text = |g: Geometry| format!("{} bytes in blocks of {}", g.size(), g.block_bytes());
+        Err(Error::new(
+            errno::EINVAL,
+            format!(
+                "{what} of an image of {} cannot be learnt for one of {}: train a model for each image",
+                text(geometry),
+                text(self.geometry)
+            ),
+        ))
+    }
+
+    /// Keeps a recording once: of the same session twice, the newer.
+    pub(super) fn unite(&mut self, key: Key, recording: Recording) {
+        let known: Vec<Key> = self.kept.keys().filter(|known| known.1 == key.1).copied().collect();
+        if known.iter().any(|&known| known < key) {
+            return;
+        }
         for key in known {
             self.forget(key);
         }
-        self.keep((0, identity), recording);
-        Ok(())
+        self.keep(key, recording);
     }
 
     fn keep(&mut self, key: Key, recording: Recording) {
         if self.left.is_some_and(|left| key >= left) {
             return;
         }
-        let listed = u64::from(recording.listed);
+        self.touches += u64::from(recording.listed);
         if let Some(same) = self.kept.insert(key, recording) {
             self.touches -= u64::from(same.listed);
         }
-        self.touches += listed;
         let paths_max = self.limits.paths_max.max(1).saturating_mul(CHOICE);
         let touches_max = u64::from(self.limits.touches_max) * CHOICE as u64;
         while self.kept.len() > paths_max || self.touches > touches_max {
             let Some(&last) = self.kept.keys().next_back().filter(|_| self.kept.len() > 1) else { break };
+            self.leave(last);
+        }
+    }
+
+    /// Lets go of all from this place on, now and later.
+    pub(super) fn leave(&mut self, from: Key) {
+        if self.left.is_some_and(|left| left <= from) {
+            return;
+        }
+        self.left = Some(from);
+        while let Some(&last) = self.kept.keys().next_back().filter(|&&last| last >= from) {
             self.forget(last);
-            self.left = Some(last);
         }
     }
 
@@ -155,35 +182,50 @@ impl Trainer {
         }
     }
 
-    /// The model of all that was added.
-    pub fn finish(self) -> Model {
-        self.compile().0
+    /// The age that belongs to a rank. Ranks are ages, but where a model is gone on from: there those of this call have
+    /// rank 0, and how much older than they the others are is known in the end only.
+    fn age(&self, rank: u64) -> u32 {
+        let age = match (self.resumed, rank) {
+            (false, _) | (true, 0) => rank,
+            (true, _) => (rank - 1).saturating_add(self.added),
+        };
+        age.try_into().unwrap_or(u32::MAX)
     }
 
-    /// The model and its file, from which [`Trainer::resume`] goes on.
-    pub fn finish_file(self) -> (Model, Vec<u8>) {
-        let (model, recordings) = self.compile();
-        let file = format::encode(&model, &recordings);
+    /// The model of all that was added.
+    pub fn finish(mut self) -> Model {
+        let (recordings, _) = self.choose();
+        self.compile(&recordings)
+    }
+
+    /// The model and its file, from which [`Trainer::resume`] and [`Trainer::merge`] go on.
+    pub fn finish_file(mut self) -> (Model, Vec<u8>) {
+        let left = self.left.map(|(rank, identity)| (self.age(rank), identity));
+        let (recordings, spares) = self.choose();
+        let model = self.compile(&recordings);
+        let file = format::encode(&model, &recordings, &spares, left);
         (model, file)
     }
 
-    fn compile(self) -> (Model, Vec<Recording>) {
-        let Self { geometry, limits, kept, before, added, .. } = self;
-        let mut recordings = Vec::with_capacity(kept.len());
-        for ((rank, _), recording) in kept {
-            let age = if rank == 0 { 0 } else { (rank - 1).saturating_add(added).try_into().unwrap_or(u32::MAX) };
-            recordings.push(Recording { age, ..recording });
-        }
-        retention::thin_out(&mut recordings, limits);
+    /// What the model is made from, and what else is held.
+    fn choose(&mut self) -> (Vec<Recording>, Vec<Recording>) {
+        let kept = std::mem::take(&mut self.kept);
+        let aged = |((rank, _), recording)| Recording { age: self.age(rank), ..recording };
+        let mut recordings: Vec<_> = kept.into_iter().map(aged).collect();
+        let spares = retention::thin_out(&mut recordings, self.limits);
         // Stable, so that equally old and long ones stay in the order of their identities.
         recordings.sort_by_key(|recording| (recording.age, Reverse(recording.listed)));
-        let blocks_max = poison::blocks_max(&recordings, geometry);
+        (recordings, spares)
+    }
+
+    fn compile(&self, recordings: &[Recording]) -> Model {
+        let blocks_max = poison::blocks_max(recordings, self.geometry);
         let usual: Vec<_> = recordings.iter().filter(|r| u64::from(r.touched) <= blocks_max).collect();
         let (sequences, paths) = sequences::build(&usual);
-        let learnt =
-            Learnt { sessions: before.saturating_add(added), set_aside: (recordings.len() - usual.len()) as u32 };
-        let model = Model::new(geometry, learnt, sequences, paths);
-        (model.expect("sequences are a partition, and paths go through them once"), recordings)
+        let sessions = self.before.saturating_add(self.added);
+        let learnt = Learnt { sessions, set_aside: (recordings.len() - usual.len()) as u32 };
+        let model = Model::new(self.geometry, learnt, sequences, paths);
+        model.expect("sequences are a partition, and paths go through them once")
     }
 }
 

@@ -137,8 +137,8 @@ fn serve(files: &Files, seen: &Seen, wire: &mut Wire<'_>) -> Next {
         None => status("404 Not Found", ""),
         Some(bytes) => {
             let (first, last) = seen.range();
-            let last = last.min(bytes.len() as u64 - 1);
-            if first > last {
+            let last = last.min((bytes.len() as u64).saturating_sub(1));
+            if first > last || bytes.is_empty() {
                 status("416 Range Not Satisfiable", &format!("Content-Range: bytes */{}\r\n", bytes.len()))
             } else {
                 let head = format!(

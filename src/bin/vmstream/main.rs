@@ -14,6 +14,7 @@
 //!
 //! 128 + N is what a shell reports for a process that a signal killed, so scripts need one rule for both.
 
+mod bucket;
 mod fetch;
 mod files;
 mod inspect;

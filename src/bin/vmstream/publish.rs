@@ -17,6 +17,7 @@ mod versions;
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
 use vmstream::block::{BLOCK_BYTES_DEFAULT, Geometry};
@@ -24,6 +25,7 @@ use vmstream::error::{Error, Result, errno};
 use vmstream::source::published::{NamedFile, Pointer};
 use vmstream::tree::Tree;
 
+use crate::bucket::{self, Bucket};
 use crate::{Outcome, progress};
 use gauge::Gauge;
 use hash::Hashed;
@@ -69,6 +71,10 @@ pub struct PublishArgs {
     #[arg(long, value_name = "URL")]
     pub collect: Option<String>,
 
+    /// Send it to this bucket of S3 as well
+    #[arg(long, value_name = "s3://BUCKET/PREFIX")]
+    pub to: Option<bucket::Address>,
+
     /// The address under which SITE is served, for the link
     #[arg(long, value_name = "BASE")]
     pub url: Option<String>,
@@ -86,6 +92,7 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
         None => site::name_of(&args.image).unwrap_or_default(),
     };
     site::check_name(name)?;
+    let bucket = args.to.as_ref().map(Bucket::open).transpose()?;
     // Before anything is made: a slip in the image's name leaves no directory behind.
     let input = Input::open(&args.image, stop)?;
     let geometry = Geometry::new(input.size(), BLOCK_BYTES_DEFAULT)?;
@@ -124,9 +131,31 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
         lesson.keep(&desk)?;
     }
     say(&tree, &pointer, &hashed);
-    let link = site::link(args.url.as_deref(), &site, name, &hashed.root);
+    let mut link = site::link(args.url.as_deref(), &site, name, &hashed.root);
+    if let Some(bucket) = &bucket {
+        let url = upload(bucket, &site, name, stop)?;
+        if args.url.is_none() {
+            link = format!("{url}#{}", hashed.root);
+        }
+    }
     writeln!(std::io::stdout(), "{link}").map_err(|e| Error::io("cannot print the link", e))?;
     Ok(Outcome::Done)
+}
+
+/// Sends what is published to a bucket; answers the pointer's address there.
+fn upload(bucket: &Bucket, site: &Site, name: &str, stop: &Stop) -> Result<String> {
+    let gauge = Mutex::new(None::<(Gauge, u64)>);
+    let outcome = bucket::upload::upload(site.directory(), name, bucket, &|sent, all| {
+        let mut gauge = gauge.lock().unwrap_or_else(PoisonError::into_inner);
+        let (gauge, shown) = gauge.get_or_insert_with(|| (Gauge::new("sent", all), 0));
+        // Lanes come here in no order.
+        gauge.read(sent.saturating_sub(*shown));
+        *shown = sent.max(*shown);
+        stop.signal().is_none()
+    });
+    // What it was ended by says more than where.
+    stop.check()?;
+    outcome
 }
 
 /// What one call works on.

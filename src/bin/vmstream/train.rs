@@ -1,12 +1,12 @@
 //! `vmstream train`: sessions become a model.
 
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use vmstream::error::{Error, Result};
+use vmstream::error::{Error, Result, errno};
 use vmstream::model::{Limits, Model, Trainer};
 
 use crate::progress::{self, Meter};
@@ -15,7 +15,8 @@ use crate::{Outcome, files, traces};
 /// Learn from sessions what guests of an image will want
 ///
 /// A MODEL that exists already learns more; what it knows counts as older than the sessions given. Their order does not
-/// matter. All sessions must be of one image.
+/// matter. All sessions must be of one image. Many sessions can be learnt in parts, on any number of machines, and the
+/// parts' models merged: the result is the one of all sessions at once.
 #[derive(Args)]
 pub struct TrainArgs {
     /// The model to make, or to go on with
@@ -26,11 +27,15 @@ pub struct TrainArgs {
     #[arg(long)]
     pub anew: bool,
 
+    /// Make the model of other models, and of sessions if there are any among the files; what it was before is replaced
+    #[arg(long, conflicts_with = "anew")]
+    pub merge: bool,
+
     /// Most sessions to remember; the old and those much like others make room
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub remember: u32,
 
-    /// Files of recorded sessions
+    /// Files of recorded sessions; with --merge also models
     #[arg(required = true, value_name = "SESSION")]
     pub sessions: Vec<PathBuf>,
 }
@@ -41,15 +46,23 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// Trains, writes the model in one step, and says on standard output what it has become.
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let limits = Limits { paths_max: args.remember as usize, ..Limits::default() };
-    let mut trainer = if args.anew { None } else { resume(&args.output, limits)? };
+    let mut trainer = if args.anew || args.merge { None } else { resume(&args.output, limits)? };
     let mut meter = Meter::new(false);
     let mut drawn = Instant::now();
     for (number, path) in args.sessions.iter().enumerate() {
-        let session = traces::read(path)?;
-        let known = trainer.get_or_insert_with(|| Trainer::new(session.geometry, limits));
-        known.add(&session).map_err(|e| Error::new(e.errno(), format!("{}: {e}", path.display())))?;
+        if is_model(path) {
+            if !args.merge {
+                let text = format!("{} is a model, not a session: merge models with --merge", path.display());
+                return Err(Error::new(errno::EINVAL, text));
+            }
+            merge(&mut trainer, path, limits)?;
+        } else {
+            let session = traces::read(path)?;
+            let known = trainer.get_or_insert_with(|| Trainer::new(session.geometry, limits));
+            known.add(&session).map_err(|e| Error::new(e.errno(), format!("{}: {e}", path.display())))?;
+        }
         if drawn.elapsed() >= DRAW_EVERY {
-            meter.show(&format!("{} of {} sessions read", number + 1, args.sessions.len()));
+            meter.show(&format!("{} of {} files read", number + 1, args.sessions.len()));
             drawn = Instant::now();
         }
     }
@@ -70,6 +83,30 @@ fn resume(path: &Path, limits: Limits) -> Result<Option<Trainer>> {
         Ok(file) => Trainer::resume(&name, BufReader::new(file), limits).map(Some),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io(format_args!("cannot open {name}"), e)),
+    }
+}
+
+fn open(path: &Path) -> Result<BufReader<File>> {
+    let file = File::open(path).map_err(|e| Error::io(format_args!("cannot open {}", path.display()), e))?;
+    Ok(BufReader::new(file))
+}
+
+/// True when the file at `path` begins as a model does. One that cannot be read does not; who reads it next says why.
+fn is_model(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(Model::MAGIC.len() as u64).read_to_end(&mut start));
+    read.is_ok() && start == Model::MAGIC
+}
+
+/// Takes the model at `path` in as one part of several.
+fn merge(trainer: &mut Option<Trainer>, path: &Path, limits: Limits) -> Result<()> {
+    let name = path.display().to_string();
+    match trainer {
+        Some(trainer) => trainer.merge(&name, open(path)?),
+        None => {
+            *trainer = Some(Trainer::from_part(&name, open(path)?, limits)?);
+            Ok(())
+        }
     }
 }
 
