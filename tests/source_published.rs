@@ -595,7 +595,7 @@ fn packs_that_are_gone_are_no_loss_and_an_image_that_is_gone_is_called_an_old_ve
 }
 
 #[test]
-fn a_frame_that_lies_is_the_end_of_that_place_and_the_rest_comes_from_the_next() {
+fn a_frame_that_lies_is_the_end_of_that_place_s_packs_and_the_rest_comes_from_the_next() {
     let site = packed();
     let bad = site.mirror();
     let used = (2..).find(|frame| site.image[frame * 8192..][..512].iter().any(|byte| *byte != 0)).unwrap();
@@ -606,7 +606,10 @@ fn a_frame_that_lies_is_the_end_of_that_place_and_the_rest_comes_from_the_next()
     alone.published().unwrap().set_frames(Arc::new(Plain));
     let (done, _, result) = fetch_frames(&*alone, &site, frames.clone());
     assert_eq!(done, (0..used as u32).collect::<Vec<_>>());
-    assert!(fatal(result).to_string().contains("disk.vmk"));
+    let error = fatal(result);
+    assert_eq!(error.errno(), errno::ENOTSUP);
+    assert!(error.to_string().contains("disk.vmk") && error.to_string().contains(&format!("frame {used}")), "{error}");
+    fetch(&*alone, &site, 0..200_000).unwrap();
     let options = [&*format!("source={}", site.link(&bad_server)), &*format!("mirror={}", site.link(&good_server))];
     let both = source::open(&config(&options), None).unwrap();
     both.published().unwrap().set_frames(Arc::new(Plain));

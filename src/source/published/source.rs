@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::checked::{Checked, Wanted};
 use super::place::{Files, LANE_ASIDE, Place};
-use super::{FrameSink, Published, lie_of};
+use super::{FrameSink, Published};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
 use crate::source::{FetchError, Identity, Sink, Source, Stop, within};
@@ -98,14 +98,17 @@ impl PublishedSource {
         let length = lengths.iter().map(|length| u64::from(*length)).sum();
         let mut opening = Opening { source: self, files, sink, frames, lengths, held: Vec::new(), ended: None };
         let result = packs.fetch(lane, offset, length, &mut opening);
-        match (opening.ended, result) {
-            (Some(ended), _) => Err(ended),
-            (None, Err(FetchError::Fatal(error))) => {
-                if !files.packs_gone.swap(true, Ordering::Relaxed) {
-                    log::warn!("{}: goes on without its packs: {error}", self.place.name());
-                }
-                Err(without(error.to_string()))
+        // Packs that are gone or damaged leave an image that is read in ranges.
+        let without_all = |why: String| {
+            if !files.packs_gone.swap(true, Ordering::Relaxed) {
+                log::warn!("{}: goes on without its packs: {why}", self.place.name());
             }
+            Err(without(why))
+        };
+        match (opening.ended, result) {
+            (Some(Ended::Lie(why)), _) => without_all(format!("{}: {why}", packs.name())),
+            (Some(Ended::Pages(failure)), _) => Err(failure),
+            (None, Err(FetchError::Fatal(error))) => without_all(error.to_string()),
             (None, Err(failure)) => Err(failure),
             (None, Ok(())) if opening.frames.is_empty() => Ok(()),
             (None, Ok(())) => Err(FetchError::transient(format!("{}: sent less than asked for", packs.name()))),
@@ -182,7 +185,15 @@ struct Opening<'a> {
     frames: Range<u32>,
     lengths: Vec<u32>,
     held: Vec<u8>,
-    ended: Option<FetchError>,
+    ended: Option<Ended>,
+}
+
+/// Why no more frames are opened.
+enum Ended {
+    /// One of them is not what was published.
+    Lie(String),
+    /// The pages that check it do not come.
+    Pages(FetchError),
 }
 
 impl Opening<'_> {
@@ -201,15 +212,14 @@ impl Opening<'_> {
             for range in opener.blocks_of(frame) {
                 let failures = self.files.pages.want(range);
                 if let Err(failure) = self.files.pages.settle(range, failures, LANE_ASIDE) {
-                    self.ended = Some(failure);
+                    self.ended = Some(Ended::Pages(failure));
                     return Err(Stop);
                 }
             }
             result = opener.unpack(frame, bytes, tree, &mut out);
         }
         if let Err(lie) = result {
-            let name = self.files.packs.as_ref().map_or_else(String::new, |packs| packs.name());
-            self.ended = Some(lie_of(&name, format_args!("frame {frame}: {lie}")));
+            self.ended = Some(Ended::Lie(format!("frame {frame}: {lie}")));
             return Err(Stop);
         }
         if stopped {
