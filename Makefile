@@ -33,7 +33,7 @@ all: build
 help:
 	@echo 'make             build the library and the tool (release)'
 	@echo 'make install     install under PREFIX=$(PREFIX), staged in DESTDIR; also make uninstall'
-	@echo 'make demo        boot a guest from a streamed disk over a slow link, four ways, and compare'
+	@echo 'make demo        boot a guest from a streamed disk over a slow link, five ways, and compare'
 	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
 	@echo 'make fuzz        feed all parsers with made-up bytes, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make uml         build User-Mode Linux with streamed disks, and say how to start it'

@@ -1,5 +1,5 @@
 #!/bin/bash
-# demo.sh (make demo): one guest, one image on a web server 25 Mbit/s and 50 ms away, four ways to start it.
+# demo.sh (make demo): one guest, one image on a web server 25 Mbit/s and 50 ms away, five ways to start it.
 #
 #   download   the whole image first, then boot from the local file: what one does today
 #   demand     boot at once; a block comes when the guest asks for it and never earlier. With blocks of 64 KiB: with
@@ -7,13 +7,15 @@
 #   streaming  boot at once; what is about to be used comes ahead, and the rest of the link fills the image
 #   learnt     the same, but earlier guests have left their traces: what two streaming runs recorded - the one above and
 #              one more - was trained into a model, and the publisher has put that beside the image. The mount finds it there
+#   published  the same model, but the image was published (vmstream publish): what it foresees comes in packs, compressed and
+#              in order, zeroes do not come at all, and every block is checked against the hash in the link
 #
-# All four are really carried out, each with an empty cache and an origin of its own that paces the link. The
+# All five are really carried out, each with an empty cache and an origin of its own that paces the link. The
 # clock starts when the user presses enter: at the download's or the mount's start. "First output" is the moment
 # the application's first line appears on the guest's console. Stalls are the mount's own account: how often and
 # how long in all the guest waited for a block. Bytes and requests are what the origin counted. RATE, RTT and
 # DEMAND_BLOCK in the environment change the link and the block size of the second way, PICTURE where the picture of
-# the last way goes.
+# the fourth way goes.
 set -euo pipefail
 # shellcheck source=scripts/harness.sh
 . "$(dirname "$0")/harness.sh"
@@ -59,8 +61,9 @@ row() {
                 (end - start) / 1e6, n == "" ? "?" : n, s == "-" ? s : sprintf("%.1f s", s), bytes / 1e6, requests }')")
 }
 
-# What the origin publishes: from the fourth way on a directory with a model in it.
+# What the origin serves: for the fourth way a directory with a model in it, for the fifth one with a published image.
 published=$image
+image_name=disk.img
 origin() { serve "$1-origin" "$published" --rate "$rate" --rtt "$rtt"; }
 
 echo "1. download first"
@@ -79,7 +82,7 @@ run() {
     shift
     origin "$name"
     start_us=$(now_us)
-    mount_disk "$name" "${url_of[$name-origin]}/disk.img" "$work/$name.cache" "$@"
+    mount_disk "$name" "${url_of[$name-origin]}/$image_name" "$work/$name.cache" "$@"
     boot "$name" "$work/$name/disk"
     unmount "$name"
     stop "$name-origin"
@@ -105,14 +108,21 @@ cp --reflink=auto --sparse=always "$image/disk.img" "$work/site/"
 published=$work/site
 stream learnt "streaming, learnt"
 [ "$(json_number "$work/learnt.json" model_sessions)" = 2 ] || die "the guest of 'learnt' was not followed by the model"
-# The last guest once more, in virtual time, to be looked at.
+# This guest once more, in virtual time, to be looked at.
 picture=${PICTURE:-$root/target/demo.svg}
 mkdir -p "$(dirname "$picture")"
 "$vmstream" replay --model "$work/site/disk.img.vmm" --rate "$rate" --rtt "$rtt" --think 1 --svg "$picture" \
     --trace "$work"/learnt.cache/sessions/*.vms >/dev/null
 
+echo "5. published: the same image and model, as vmstream publish puts them on a web server"
+link=$("$vmstream" publish "$image/disk.img" -o "$work/publication" --name disk --model "$work/site/disk.img.vmm")
+published=$work/publication
+image_name=${link##*/}
+stream published "published, learnt"
+[ "$(json_number "$work/published.json" model_sessions)" = 2 ] || die "the guest of 'published' was not followed by the model"
+
 echo
 printf '%-28s %12s %12s %8s %9s %12s %9s\n' '' 'first output' 'total' stalls stalled transferred requests
 printf '%s\n' "${rows[@]}"
 echo
-echo "picture of the last way: $picture"
+echo "picture of the fourth way: $picture"
