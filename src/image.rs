@@ -15,7 +15,7 @@ use crate::notify::{Completion, CompletionQueue, Notifier};
 use crate::planner::Planner;
 use crate::predictor::Foresight;
 use crate::session::{self, Subject};
-use crate::source::published::POINTER_ENDING;
+use crate::source::published::{KEPT_ENDING, root_of};
 use crate::source::{self, Published, Source};
 use crate::stats::{CALM_RISK, Forecast, ModelInUse, Stats};
 use crate::store::{Cache, Place};
@@ -93,8 +93,9 @@ impl Image {
         let mut source = open_source_aside(&config, pinned.as_ref().map(|p| &p.identity))?;
         if let Some(pinned) = &pinned
             && pinned.source != source.name()
+            && root_of(&pinned.identity).is_none()
         {
-            // Known by another name: the origin has to say that it is the same image.
+            // Known by another name, and not by its hash: the origin has to say that it is the same image.
             log::info!(
                 "this cache was made from {}; asking {} whether it is the same image",
                 pinned.source,
@@ -110,9 +111,7 @@ impl Image {
                 // Checked are whole blocks of the tree, so no others are worth fetching.
                 config.block_bytes = tree.geometry().block_bytes();
             }
-            if let Some(path) = Place::of(&config).beside(POINTER_ENDING)
-                && !config.sources.iter().any(|source| Path::new(source::published::unpinned(source)) == path)
-            {
+            if let Some(path) = Place::of(&config).beside(KEPT_ENDING) {
                 published.keep_pointer(path);
             }
         }

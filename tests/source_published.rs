@@ -338,7 +338,7 @@ fn a_pinned_image_is_opened_without_contact_and_found_again_when_the_origin_has_
     let server = site.serve();
     let link = server.url("/disk.vmp");
     let folder = tempfile::tempdir().unwrap();
-    let kept = folder.path().join("disk.vmp");
+    let kept = folder.path().join("disk.origin");
     let identity = {
         let source = open(&link);
         source.published().unwrap().keep_pointer(kept.clone());
@@ -666,7 +666,7 @@ fn an_image_with_a_cache_goes_on_without_the_origin_and_keeps_the_pointer() {
         image.block_wait(Op::Read, at, 512).unwrap();
         image.flush().unwrap();
     }
-    let kept = std::fs::read_to_string(folder.path().join("disk.vmp")).unwrap();
+    let kept = std::fs::read_to_string(folder.path().join("disk.origin")).unwrap();
     assert_eq!(kept, site.pointer.to_string());
     // The same image by a link without a root, and nobody there.
     drop::<BadServer>(server);

@@ -259,7 +259,8 @@ pub(crate) struct Engine {
     pub shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     syncer: Mutex<Option<Syncer>>,
-    /// Where completions come from: our threads, and while the image is being stopped the thread that does it.
+    /// Where completions come from: our threads, and while requests are canceled or the image is being stopped the
+    /// thread that does it.
     own: Mutex<Vec<ThreadId>>,
 }
 
@@ -349,7 +350,7 @@ impl Engine {
         self.shared.poke_engine();
     }
 
-    /// True where completions are given: on the engine's threads and on the one that is stopping them.
+    /// True where completions are given: on the engine's threads and on one that cancels requests or stops the engine.
     pub fn is_own_thread(&self) -> bool {
         lock(&self.own).contains(&std::thread::current().id())
     }
@@ -375,7 +376,14 @@ impl Engine {
         shared.source.abort();
         let mut answers: Vec<Answer> = Vec::new();
         shared.turn(&mut lock(&shared.core), None, &mut answers);
+        // The callbacks run here.
+        let this = std::thread::current().id();
+        lock(&self.own).push(this);
         shared.answer(&mut answers);
+        let mut own = lock(&self.own);
+        if let Some(place) = own.iter().rposition(|thread| *thread == this) {
+            own.swap_remove(place);
+        }
     }
 
     /// Stops all threads, makes durable what arrived, and answers what is pending with -ECANCELED. Answers how the last

@@ -45,6 +45,16 @@ int main(void)
     CHECK(vms_close(image) == 0);
     CHECK(refused == 1 && canceled == 1 && resident_while_closing == 1);
 
+    /* On the thread inside vms_cancel. */
+    image = NULL;
+    refused = canceled = 0;
+    image = OPEN3(&ready, "source=pattern:1M", "prefetch=none", "fault=delay=60m");
+    CHECK(vms_block_needed(image, VMS_READ, 512 << 10, 4096, 1) == VMS_PENDING);
+    CHECK(vms_cancel(image) == 0);
+    CHECK_SOON(canceled == 1);
+    CHECK(vms_close(image) == 0);
+    CHECK(refused == 1);
+
     /* vms_cancel from the callback. */
     image = NULL;
     refused = canceled = 0;

@@ -104,6 +104,11 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     let (hashed, mut drafts, mut pointer) = job.image()?;
     if let Some(collect) = &args.collect {
         pointer.sessions = Some(collect.clone());
+        // What no reader would take is not published.
+        if Pointer::parse(pointer.to_string().as_bytes()).ok().as_ref() != Some(&pointer) {
+            let reason = "must be an http or https URL, or a name beside the pointer such as sessions/disk";
+            return Err(Error::option("--collect", collect, reason));
+        }
     }
     let tree = Tree::read(&hashed.tree, hashed.root)?;
     let lesson = job.lesson(&pointer, &tree)?;
@@ -272,7 +277,8 @@ impl Job<'_> {
             (None, None) => None,
         };
         let mut learning = learn::Learning::new(base, tree);
-        if self.args.model.is_none() {
+        // What an earlier model had learnt says nothing of another one, nor of none.
+        if self.args.model.is_none() && kept.is_some() {
             learning.remember(self.desk);
         }
         if let Some(directory) = &self.args.sessions {

@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 use super::pointer::{POINTER_BYTES_MAX, Pointer};
 use crate::tree::Root;
 
+/// What stands behind the name of the local file. Not the ending of a publisher's pointer: an image may be fetched into the
+/// very directory where it is published.
+pub const KEPT_ENDING: &str = ".origin";
+
 /// A file that holds the text of a pointer.
 #[derive(Debug)]
 pub(super) struct Kept(pub PathBuf);
@@ -28,6 +32,9 @@ impl Kept {
             return;
         }
         let path = &self.0;
+        if !self.is_ours() {
+            return log::warn!("{} is a file of somebody else: the pointer is not kept there", path.display());
+        }
         if let Err(error) = replace(path, pointer.to_string().as_bytes()) {
             log::warn!("cannot keep {}: {error}; a version that is replaced at the origin may be lost", path.display());
         }
@@ -35,7 +42,21 @@ impl Kept {
 
     /// Removes it.
     pub fn remove(&self) {
-        let _ = std::fs::remove_file(&self.0);
+        if self.is_ours() {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    /// True unless there is something else than a pointer.
+    fn is_ours(&self) -> bool {
+        let mut bytes = Vec::new();
+        match std::fs::File::open(&self.0) {
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            Ok(file) => {
+                let read = file.take(POINTER_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
+                read.is_ok() && Pointer::parse(&bytes).is_ok()
+            }
+        }
     }
 }
 
@@ -70,9 +91,12 @@ mod tests {
         assert_eq!((kept.read(one.root), kept.read(two.root)), (Some(one.clone()), None));
         kept.write(&two);
         assert_eq!(kept.read(two.root), Some(two.clone()));
-        std::fs::write(&kept.0, "nonsense").unwrap();
-        assert_eq!(kept.read(two.root), None);
         kept.remove();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        std::fs::write(&kept.0, "of somebody else").unwrap();
+        assert_eq!(kept.read(two.root), None);
+        kept.write(&two);
+        kept.remove();
+        assert_eq!(std::fs::read(&kept.0).unwrap(), b"of somebody else");
     }
 }

@@ -26,6 +26,7 @@ use super::{FetchError, Stop};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
 use crate::tree::{Lie, Root, Tree};
+pub use kept::KEPT_ENDING;
 use kept::Kept;
 pub(super) use opener::{Link, Opener};
 use place::Place;

@@ -125,10 +125,12 @@ impl Shared {
         Ok(extents().map(piece).collect())
     }
 
-    /// Adds to the tree what arrived, from the top down; what lacks the page above it stays.
+    /// Adds to the tree what arrived, from the top down; what lacks the page above it stays. A lie among it keeps nothing
+    /// else from being added.
     fn take_in(&self, state: &mut State) -> Result<(), Failure> {
         let mut early = std::mem::take(&mut state.early);
         early.sort_by_key(|(page, _)| std::cmp::Reverse(page.level));
+        let mut told = Ok(());
         for (page, bytes) in early {
             match self.tree.add(page, &bytes) {
                 Ok(()) => drop(state.flying.remove(&page)),
@@ -137,11 +139,11 @@ impl Shared {
                     state.flying.remove(&page);
                     let (offset, length) = self.tree.extent(page);
                     let at = format!("{}, bytes {offset}-{}", self.file.name(), offset + length - 1);
-                    return Err(Failure::of(lie_of(&at, lie)));
+                    told = Err(Failure::of(lie_of(&at, lie)));
                 }
             }
         }
-        Ok(())
+        told
     }
 
     /// Body of a thread of ours.
@@ -314,16 +316,15 @@ mod tests {
     const BLOCKS: u64 = 128 * 128 + 5;
 
     /// A tree of three levels of which no page is here, its pages, and the handle that holds requests up.
-    fn pages(spoil: Option<usize>) -> (Arc<Tree>, Pages, FaultControl) {
+    fn pages(spoil: Option<PageId>) -> (Arc<Tree>, Pages, FaultControl) {
         let mut builder = TreeBuilder::new(Geometry::new(BLOCKS * 512, 512).unwrap());
         let hashes: Vec<_> = (0..BLOCKS).map(|block| hash_block(&block.to_le_bytes())).collect();
         builder.used(&hashes);
         let (mut file, root) = builder.finish().unwrap();
         let map_end = HEAD_BYTES + Head::decode(&file).unwrap().map_bytes() as usize;
         let tree = Arc::new(Tree::open(&file[..HEAD_BYTES], &file[HEAD_BYTES..map_end], root).unwrap());
-        if let Some(from_end) = spoil {
-            let at = file.len() - from_end;
-            file[at] ^= 1;
+        if let Some(page) = spoil {
+            file[tree.extent(page).0 as usize] ^= 1;
         }
         let identity = Identity { size: file.len() as u64, validator: None, mtime_s: None };
         let control = FaultControl::default();
@@ -332,6 +333,8 @@ mod tests {
     }
 
     const LATE: BlockRange = BlockRange::new(128 * 128, BLOCKS);
+    /// The pages of the first two levels above it.
+    const LATE_PAGES: [PageId; 2] = [PageId { level: 0, index: 128 }, PageId { level: 1, index: 1 }];
 
     #[test]
     fn pages_of_all_levels_arrive_in_any_order() {
@@ -383,12 +386,28 @@ mod tests {
 
     #[test]
     fn a_page_that_is_not_the_one_that_was_published_is_named() {
-        let (_, pages, _) = pages(Some(3));
+        let (_, pages, _) = pages(Some(LATE_PAGES[0]));
         let failures = pages.want(LATE);
         match pages.settle(LATE, failures, 0) {
             Err(FetchError::Fatal(error)) => assert!(error.to_string().contains("tree, bytes"), "{error}"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_came_before_a_page_that_lies_does_not_stay_on_its_way_for_ever() {
+        let (_, pages, control) = pages(Some(LATE_PAGES[1]));
+        let [below, liar] = LATE_PAGES.map(|page| Job(vec![page]));
+        pages.shared.state().flying.extend(LATE_PAGES);
+        pages.shared.run(&below, 0);
+        assert_eq!(pages.shared.state().flying.len(), 2, "what came early waits");
+        pages.settle(BlockRange::new(0, 1), 0, 0).unwrap();
+        pages.shared.run(&liar, 0);
+        assert!(pages.shared.state().flying.is_empty());
+        // So it is asked for again.
+        let (requests, failures) = (control.requests(), pages.want(LATE));
+        assert!(matches!(pages.settle(LATE, failures, 0), Err(FetchError::Fatal(_))));
+        assert!(control.requests() > requests);
     }
 
     #[test]

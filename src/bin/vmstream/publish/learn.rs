@@ -159,9 +159,6 @@ impl Lesson {
     /// is learnt again.
     pub fn keep(&self, desk: &Desk) -> Result<()> {
         desk.write_own(MODEL, &self.model)?;
-        if self.ledger.is_empty() {
-            return Ok(());
-        }
         desk.write_own(LEDGER, self.ledger.iter().map(|mark| format!("{mark}\n")).collect::<String>().as_bytes())
     }
 }

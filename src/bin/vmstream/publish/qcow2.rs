@@ -3,7 +3,7 @@
 //! A qcow2 file may name another image that shows through where it has nothing itself, and that one a third. All of them
 //! are read, and all of them are watched: a change in any of them is a change of the image.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -26,18 +26,30 @@ pub struct Disk {
 
 /// Opens what an image refers to, and remembers the names: to watch the files, and to say which one is missing.
 #[derive(Clone, Default)]
-struct Gate(Rc<RefCell<Vec<PathBuf>>>);
+struct Gate {
+    files: Rc<RefCell<Vec<PathBuf>>>,
+    /// Images opened so far.
+    images: Rc<Cell<usize>>,
+}
+
+/// Most images that lie on top of each other: more are a loop, or as good as one.
+const IMAGES_MAX: usize = 64;
 
 impl ImplicitOpenGate<File> for Gate {
     async fn open_format<F: FormatDriverBuilder<File>>(&mut self, builder: F) -> io::Result<FormatAccess<File>> {
-        self.0.borrow_mut().extend(builder.get_image_path());
+        self.images.set(self.images.get() + 1);
+        if self.images.get() > IMAGES_MAX {
+            let text = format!("more than {IMAGES_MAX} images lie on top of each other, or one on itself");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        self.files.borrow_mut().extend(builder.get_image_path());
         // Boxed, as one image may lead to the next without end.
         let driver = Box::pin(builder.open(self.clone())).await?;
         Ok(FormatAccess::new(driver))
     }
 
     async fn open_storage(&mut self, builder: StorageOpenOptions) -> io::Result<File> {
-        self.0.borrow_mut().extend(builder.get_filename().map(Path::to_owned));
+        self.files.borrow_mut().extend(builder.get_filename().map(Path::to_owned));
         File::open(builder).await
     }
 }
@@ -50,7 +62,7 @@ impl Disk {
         let opened = Qcow2::<File>::builder_path(path).open_sync(gate.clone()).and_then(SyncFormatAccess::new);
         let mut files = vec![path.to_owned()];
         // Its own file comes through the gate as well.
-        files.extend(gate.0.borrow().iter().filter(|file| *file != path).cloned());
+        files.extend(gate.files.borrow().iter().filter(|file| *file != path).cloned());
         match opened {
             Ok(access) => Ok((Self { access, shown }, files)),
             Err(error) => Err(refused(&shown, &files, error)),

@@ -223,7 +223,8 @@ impl Desk {
     /// Errors: `EXDEV` when it lies on another file system.
     pub fn link(&self, path: &Path, what: &str) -> io::Result<Draft> {
         let draft = self.own.join(DRAFTS).join(what);
-        fs::hard_link(path, &draft)?;
+        // What a symbolic link leads to, not the link.
+        fs::hard_link(fs::canonicalize(path)?, &draft)?;
         Ok(Draft { file: File::open(&draft)?, path: draft })
     }
 

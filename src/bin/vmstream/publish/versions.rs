@@ -119,7 +119,9 @@ impl Versions {
                 // Somebody put another pointer there. What is known then says nothing about it.
                 None => self.list.len(),
             },
-            None => 0,
+            // Nobody has seen the first one. But where there were more, the pointer was lost, and readers use them.
+            None if self.list.len() <= 1 => 0,
+            None => self.list.len(),
         };
         let gone = self.list.split_off(published);
         self.unused(&gone, current)
