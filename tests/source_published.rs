@@ -342,6 +342,8 @@ fn a_pinned_image_is_opened_without_contact_and_found_again_when_the_origin_has_
     let identity = {
         let source = open(&link);
         source.published().unwrap().keep_pointer(kept.clone());
+        assert!(!kept.exists(), "nothing that it leads to was checked yet");
+        fetch(&*source, &site, 0..512).unwrap();
         source.identity().clone()
     };
     assert_eq!(std::fs::read_to_string(&kept).unwrap(), site.pointer.to_string());

@@ -155,6 +155,12 @@ pub trait Source: Send + Sync {
         let _ = lane;
     }
 
+    /// Has the next fetch of `lane` use a new connection, as what came over this one was damaged. The lane's own worker
+    /// calls it.
+    fn renew(&self, lane: usize) {
+        let _ = lane;
+    }
+
     /// Makes fetches that are under way return soon, and later ones at once: the image is closing.
     fn abort(&self) {}
 

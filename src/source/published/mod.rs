@@ -8,6 +8,7 @@ mod address;
 mod checked;
 mod collect;
 mod kept;
+mod lies;
 mod opener;
 mod pages;
 mod place;
@@ -20,7 +21,7 @@ pub use source::{PublishedSource, root_of};
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{FetchError, Stop};
 use crate::block::BlockRange;
@@ -77,6 +78,15 @@ pub struct PacksFile {
     pub head: Arc<[u8]>,
 }
 
+/// A pointer that leads to what was published.
+struct Proved {
+    pointer: Pointer,
+    /// Whose it is.
+    place: String,
+    /// What was kept before.
+    before: Option<Pointer>,
+}
+
 /// The places of a published image, as far as others need them.
 pub trait Contact: Send + Sync {
     /// Learns what there is to learn, if nobody has: afterwards [`Published::tree`] answers. Blocks.
@@ -98,7 +108,7 @@ pub struct Published {
     packs: OnceLock<PacksFile>,
     sessions: OnceLock<String>,
     frames: OnceLock<Arc<dyn Frames>>,
-    pointer: OnceLock<Pointer>,
+    pointer: RwLock<Option<Proved>>,
     kept: OnceLock<Kept>,
     places: RwLock<Vec<Arc<dyn Contact>>>,
 }
@@ -164,23 +174,48 @@ impl Published {
         let _ = self.sessions.set(url);
     }
 
-    /// The pointer to this version; `None` before the first contact.
-    pub fn pointer(&self) -> Option<&Pointer> {
-        self.pointer.get()
+    /// The pointer to this version; `None` before a block was read of the image that one names, and proved right.
+    pub fn pointer(&self) -> Option<Pointer> {
+        self.proved().as_ref().map(|proved| proved.pointer.clone())
     }
 
-    fn learn_pointer(&self, pointer: &Pointer) {
-        let pointer = self.pointer.get_or_init(|| pointer.clone());
-        if let Some(kept) = self.kept.get() {
-            kept.write(pointer);
+    fn proved(&self) -> RwLockReadGuard<'_, Option<Proved>> {
+        self.pointer.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the pointer that the place called `place` has proved, unless one is kept that was proved before.
+    fn learn_pointer(&self, place: &str, pointer: &Pointer) {
+        if self.proved().is_some() {
+            return;
+        }
+        let mut proved = self.pointer.write().unwrap_or_else(PoisonError::into_inner);
+        if proved.is_none() {
+            let before = self.kept();
+            if let Some(kept) = self.kept.get() {
+                kept.write(pointer);
+            }
+            *proved = Some(Proved { pointer: pointer.clone(), place: place.to_owned(), before });
+        }
+    }
+
+    /// The place called `place` was found to lie, after it may have proved its pointer: what was kept before takes its
+    /// place, until another one has proved its own.
+    fn unlearn_pointer(&self, place: &str) {
+        let mut proved = self.pointer.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(lying) = proved.take_if(|proved| proved.place == place) else { return };
+        match (self.kept.get(), lying.before) {
+            (Some(kept), Some(before)) => kept.write(&before),
+            (Some(kept), None) => kept.remove(),
+            (None, _) => {}
         }
     }
 
     /// From now on keeps the pointer in the file at `path`, and finds this version by it when the origin has another.
     pub fn keep_pointer(&self, path: PathBuf) {
         let kept = self.kept.get_or_init(|| Kept(path));
-        if let Some(pointer) = self.pointer.get() {
-            kept.write(pointer);
+        if let Some(proved) = &mut *self.pointer.write().unwrap_or_else(PoisonError::into_inner) {
+            proved.before = self.kept();
+            kept.write(&proved.pointer);
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::address::Address;
 use super::collect::Collector;
+use super::lies::{Lies, is_lie};
 use super::pages::Pages;
 use super::pointer::{NamedFile, POINTER_BYTES_MAX, Pointer};
 use super::{Contact, FIRST_BYTES, PACKS_FIRST_BYTES, PacksFile, Published, lie_of};
@@ -51,6 +52,8 @@ pub(super) struct Place {
     /// The sources that are in use, to be aborted.
     opened: Mutex<Vec<Arc<dyn Source>>>,
     aborted: AtomicBool,
+    /// The damaged answers so far.
+    lies: Arc<Lies>,
     /// Why this place is of no use any more: error number and text.
     broken: OnceLock<(i32, String)>,
 }
@@ -64,8 +67,8 @@ pub(super) struct Files {
     pub packs: Option<Arc<dyn Source>>,
     /// The packs were here and are not any more; others may have taken their place.
     pub packs_gone: AtomicBool,
-    /// When the image was last modified, as the pointer says.
-    pub mtime_s: Option<i64>,
+    /// What led here.
+    pub pointer: Pointer,
 }
 
 impl Place {
@@ -93,6 +96,7 @@ impl Place {
             opening: Mutex::new(()),
             opened: Mutex::default(),
             aborted: AtomicBool::new(false),
+            lies: Arc::default(),
             broken: OnceLock::new(),
         })
     }
@@ -113,16 +117,43 @@ impl Place {
         if let Some(files) = self.files.get() {
             return Ok(files);
         }
-        let files = self.open().map_err(|failure| self.judged(failure))?;
+        let files = self.honest(LANE_CONTACT, || self.open())?;
         Ok(self.files.get_or_init(|| files))
+    }
+
+    /// Asks, over `lane`, and once more where the answer was damaged. Remembers a failure that is final.
+    pub fn honest<T>(&self, lane: usize, mut ask: impl FnMut() -> Result<T, FetchError>) -> Result<T, FetchError> {
+        loop {
+            match ask() {
+                Err(FetchError::Fatal(lie)) if is_lie(&lie) && self.forgives(&lie.to_string(), lane) => {}
+                result => return result.map_err(|failure| self.judged(failure)),
+            }
+        }
+    }
+
+    /// True when what `lie` speaks of is to be asked for once more over `lane`, which has a new connection then.
+    pub fn forgives(&self, lie: &str, lane: usize) -> bool {
+        let forgiven = self.lies.forgive(lie);
+        if forgiven && let Some(web) = &self.web {
+            web.renew(lane);
+        }
+        forgiven
     }
 
     /// Remembers a failure that is final.
     pub fn judged(&self, failure: FetchError) -> FetchError {
         if let FetchError::Fatal(error) = &failure {
             let _ = self.broken.set((error.errno(), error.to_string()));
+            if is_lie(error) {
+                self.common.unlearn_pointer(&self.name);
+            }
         }
         failure
+    }
+
+    /// A block of the image was what was published, so what led there is worth keeping.
+    pub fn proved(&self, files: &Files) {
+        self.common.learn_pointer(&self.name, &files.pointer);
     }
 
     /// What it means that a file is gone that was here: the publisher has cleared an old version away.
@@ -173,9 +204,9 @@ impl Place {
             let url = if sessions.contains("://") { sessions.clone() } else { self.address.beside(sessions) };
             self.common.learn_sessions(url);
         }
-        self.common.learn_pointer(&pointer);
-        let (pages, packs_gone) = (Pages::new(tree_file, tree.clone()), AtomicBool::new(false));
-        Ok(Files { image, tree, pages, packs: packs.map(|(_, source)| source), packs_gone, mtime_s: pointer.mtime_s })
+        let pages = Pages::new(tree_file, tree.clone(), self.lies.clone());
+        let (packs, packs_gone) = (packs.map(|(_, source)| source), AtomicBool::new(false));
+        Ok(Files { image, tree, pages, packs, packs_gone, pointer })
     }
 
     /// The pointer of the version that is wanted, and its image. When the place has a newer one by now, the pointer that
@@ -214,20 +245,32 @@ impl Place {
 
     /// The pointer, as it lies there now.
     fn pointer(&self) -> Result<Pointer, FetchError> {
-        let bytes = match (&self.web, &self.address) {
-            (Some(web), _) => web.fetch_small(POINTER_BYTES_MAX as u64)?,
+        loop {
+            match Pointer::parse(&self.pointer_bytes()?) {
+                Ok(pointer) => return Ok(pointer),
+                Err(error) => {
+                    let text = format!("{}: {error}", self.name);
+                    if !self.forgives(&text, LANE_CONTACT) {
+                        return Err(Error::new(error.errno(), text).into());
+                    }
+                }
+            }
+        }
+    }
+
+    fn pointer_bytes(&self) -> Result<Vec<u8>, FetchError> {
+        match (&self.web, &self.address) {
+            (Some(web), _) => web.fetch_small(POINTER_BYTES_MAX as u64),
             (None, Address::File(path)) => {
                 use std::io::Read;
                 let failed = |error| Error::io(format_args!("cannot read {}", path.display()), error);
                 let file = std::fs::File::open(path).map_err(failed)?;
                 let mut bytes = Vec::new();
                 file.take(POINTER_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-                bytes
+                Ok(bytes)
             }
-            (None, Address::Web(_)) => Vec::new(), // never: a web address has its document
-        };
-        let named = |error: Error| Error::new(error.errno(), format!("{}: {error}", self.name));
-        Ok(Pointer::parse(&bytes).map_err(named)?)
+            (None, Address::Web(_)) => Ok(Vec::new()), // never: a web address has its document
+        }
     }
 
     /// The packs that a pointer names, opened. What is wrong with them is no reason not to use the image.
@@ -262,7 +305,7 @@ impl Place {
 
     /// The tree's head and hole map, and the bytes that were read: more than those, as a rule.
     fn first_of_tree(&self, root: Root, file: &Arc<dyn Source>, length: u64) -> Result<(Tree, Vec<u8>), FetchError> {
-        let wrong = |error: Error| FetchError::Fatal(Error::new(error.errno(), format!("{}: {error}", file.name())));
+        let wrong = |error: Error| lie_of(&file.name(), error);
         let mut bytes = read(&**file, LANE_CONTACT, 0, length.min(FIRST_BYTES))?;
         let head = Head::decode(&bytes).map_err(wrong)?;
         if head.root() != root {
@@ -345,7 +388,7 @@ impl Contact for Place {
     fn load(&self, range: BlockRange) -> Result<(), FetchError> {
         let pages = &self.files()?.pages;
         let failures = pages.want(range);
-        pages.settle(range, failures, LANE_ASIDE).map_err(|failure| self.judged(failure))
+        self.honest(LANE_ASIDE, || pages.settle(range, failures, LANE_ASIDE))
     }
 }
 

@@ -9,6 +9,7 @@ use super::place::{Files, LANE_ASIDE, Place};
 use super::{FrameSink, Published};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
+use crate::source::mirror::Progress;
 use crate::source::{FetchError, Identity, Sink, Source, Stop, within};
 use crate::tree::Root;
 
@@ -46,7 +47,7 @@ impl PublishedSource {
             None => {
                 let files = place.files()?;
                 let validator = Some(format!("{ROOT_PREFIX}{}", files.tree.root()));
-                Identity { size: files.tree.geometry().size(), validator, mtime_s: files.mtime_s }
+                Identity { size: files.tree.geometry().size(), validator, mtime_s: files.pointer.mtime_s }
             }
         };
         common.add_place(place.clone());
@@ -70,6 +71,7 @@ impl PublishedSource {
             let mut checked = Checked::new(files, failures, lane, run, &mut wanted);
             let result = files.image.fetch(lane, geometry.offset(run), geometry.length(run), &mut checked);
             checked.finish(result)?;
+            self.place.proved(files);
             at = run.end;
         }
         hole(&mut wanted, BlockRange { start: at, end: blocks.end })
@@ -97,7 +99,14 @@ impl PublishedSource {
         }
         let length = lengths.iter().map(|length| u64::from(*length)).sum();
         let mut opening = Opening { source: self, files, sink, frames, lengths, held: Vec::new(), ended: None };
-        let result = packs.fetch(lane, offset, length, &mut opening);
+        let mut result = packs.fetch(lane, offset, length, &mut opening);
+        // What is damaged is asked for once more, from that frame on.
+        while let Some(Ended::Lie(why)) = &opening.ended
+            && self.place.forgives(&format!("{}: {why}", packs.name()), lane)
+        {
+            let (offset, length) = opening.rest(offset);
+            result = packs.fetch(lane, offset, length, &mut opening);
+        }
         // Packs that are gone or damaged leave an image that is read in ranges.
         let without_all = |why: String| {
             if !files.packs_gone.swap(true, Ordering::Relaxed) {
@@ -107,7 +116,7 @@ impl PublishedSource {
         };
         match (opening.ended, result) {
             (Some(Ended::Lie(why)), _) => without_all(format!("{}: {why}", packs.name())),
-            (Some(Ended::Pages(failure)), _) => Err(failure),
+            (Some(Ended::Pages(failure)), _) => Err(self.place.judged(failure)),
             (None, Err(FetchError::Fatal(error))) => without_all(error.to_string()),
             (None, Err(failure)) => Err(failure),
             (None, Ok(())) if opening.frames.is_empty() => Ok(()),
@@ -127,7 +136,11 @@ impl Source for PublishedSource {
 
     fn fetch(&self, lane: usize, offset: u64, length: u64, sink: &mut dyn Sink) -> Result<(), FetchError> {
         let Some(range) = within(&self.identity, offset, length, self.place.name())? else { return Ok(()) };
-        self.fetch_checked(lane, range, sink).map_err(|failure| self.place.judged(self.place.cleared(failure)))
+        let mut sink = Progress { sink, at: range.start };
+        self.place.honest(lane, || {
+            let rest = sink.at..range.end;
+            self.fetch_checked(lane, rest, &mut sink).map_err(|failure| self.place.cleared(failure))
+        })
     }
 
     fn published(&self) -> Option<Arc<Published>> {
@@ -135,10 +148,7 @@ impl Source for PublishedSource {
     }
 
     fn fetch_frames(&self, lane: usize, frames: Range<u32>, sink: &mut dyn FrameSink) -> Result<(), FetchError> {
-        self.fetch_checked_frames(lane, frames, sink).map_err(|failure| match failure {
-            FetchError::Fatal(error) if error.errno() == errno::ENOTSUP => FetchError::Fatal(error),
-            other => self.place.judged(other),
-        })
+        self.fetch_checked_frames(lane, frames, sink)
     }
 
     fn warm(&self, lane: usize) {
@@ -197,6 +207,15 @@ enum Ended {
 }
 
 impl Opening<'_> {
+    /// Begins anew with the frame that was opened last, of which nothing was taken: where it and the rest lie, when those
+    /// that were asked for begin at `offset`.
+    fn rest(&mut self, offset: u64) -> (u64, u64) {
+        (self.ended, self.held) = (None, Vec::new());
+        let bytes = |lengths: &[u32]| lengths.iter().map(|length| u64::from(*length)).sum::<u64>();
+        let (done, left) = self.lengths.split_at(self.lengths.len() - self.frames.len());
+        (offset + bytes(done), bytes(left))
+    }
+
     /// Opens the next frame.
     fn unpack(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         let frame = self.frames.start;
