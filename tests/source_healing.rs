@@ -149,3 +149,45 @@ fn a_pointer_is_kept_when_its_image_proved_right_and_not_longer_than_its_place_i
     assert!(read(&*source, &site, late, rest).is_err());
     assert_eq!(read_kept(), Some(site.pointer.to_string()));
 }
+
+#[test]
+fn advice_fits_what_happened() {
+    let site = Site::new(400_001, 512, 7);
+    let [(from, length), _] = ends(&site);
+    let read_with = |name: &str, bytes: Option<Vec<u8>>| {
+        let other = site.mirror();
+        match bytes {
+            Some(bytes) => other.put(name, bytes),
+            None => drop(other.files.lock().unwrap().remove(name)),
+        }
+        let server = other.serve();
+        match open(&[site.link(&server)]).map(|source| read(&*source, &site, from, length)) {
+            Ok(Err(FetchError::Fatal(error))) => error.to_string(),
+            Err(text) => text,
+            other => panic!("{name}: {other:?}"),
+        }
+    };
+    for name in [&site.pointer.image, &site.pointer.tree.name] {
+        let told = read_with(name, Some(vec![1; 70_000]));
+        assert!(told.contains("publish it again") && !told.contains("new cache"), "{told}");
+    }
+    let told = read_with(&site.pointer.image, None);
+    assert!(told.contains("the pointer at") && told.contains("disk.vmp names it"), "{told}");
+    assert!(!told.contains("published once"), "{told}");
+}
+
+#[test]
+fn a_folder_may_be_called_anything() {
+    use std::os::unix::ffi::OsStrExt;
+    let site = Site::new(40_001, 512, 7);
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join(std::ffi::OsStr::from_bytes(b"a \xff%"));
+    std::fs::create_dir(&odd).unwrap();
+    site.write(&odd);
+    let plain = folder.path().display();
+    for link in [format!("file://{plain}/a%20%FF%25/disk.vmp"), format!("file:///{plain}/a%20%FF%25/disk.vmp")] {
+        read(&*open(&[link]).unwrap(), &site, 0, 40_001).unwrap();
+    }
+    site.write(folder.path());
+    read(&*open(&[format!("/{plain}/disk.vmp")]).unwrap(), &site, 0, 40_001).unwrap();
+}

@@ -64,6 +64,9 @@ use crate::error::{Error, errno};
 /// on one. Their numbers follow [`crate::config::CONNECTIONS_MAX`].
 pub(crate) const LANES_SPARE: usize = 3;
 
+/// What to do when an image is not the one any more that a cache was made from.
+const ADVICE_CHANGED: &str = "; start over with a new cache";
+
 /// What pins an image: the same identity means the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {

@@ -55,11 +55,23 @@ impl Address {
             Self::File(path) => {
                 use std::os::unix::ffi::OsStringExt;
                 let name = std::ffi::OsString::from_vec(percent_decoded(name));
-                let folder = path.parent().unwrap_or(Path::new(""));
-                format!("file:{}", folder.join(name).display())
+                let path = path.parent().unwrap_or(Path::new("")).join(name);
+                match path.to_str() {
+                    // Only a URL in earnest can hold any path: one that is no text, and one that begins with two slashes,
+                    // which would name a host. Both are absolute.
+                    Some(text) if !text.starts_with("//") => format!("file:{text}"),
+                    _ => format!("file://{}", percent_encoded(&path)),
+                }
             }
         }
     }
+}
+
+/// A path as that of a URL.
+fn percent_encoded(path: &Path) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+    let encoded = |&byte: &u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    path.as_os_str().as_encoded_bytes().iter().map(encoded).collect()
 }
 
 /// A link to a published image without its root hash; anything else as it is.
@@ -116,5 +128,9 @@ mod tests {
         assert_eq!(beside("http://u:p@h/a/d.vmp?s=/x", "b/d.raw"), "http://u:p@h/a/b/d.raw?s=/x");
         assert_eq!(beside("/a/d.vmp", "b/d%20e.raw"), "file:/a/b/d e.raw");
         assert_eq!(beside("d.vmp", "d.raw"), "file:d.raw");
+        for odd in ["//a/d.vmp", "file:////a/d.vmp", "file:///a%FFb/%25/d.vmp", "file:///a/b%20%C3%BC/d.vmp"] {
+            let folder = path_of(odd).unwrap().parent().unwrap().to_owned();
+            assert_eq!(path_of(&beside(odd, "b/d.raw")).unwrap(), folder.join("b/d.raw"), "{odd}");
+        }
     }
 }

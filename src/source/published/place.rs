@@ -18,7 +18,7 @@ use crate::config::{CONNECTIONS_MAX, HttpOptions};
 use crate::error::{Error, errno};
 use crate::source::fault::{FaultSource, FaultSpec};
 use crate::source::http::Document;
-use crate::source::{FetchError, FileSource, Identity, Source};
+use crate::source::{ADVICE_CHANGED, FetchError, FileSource, Identity, Source};
 use crate::sys::with_signals_blocked;
 use crate::tree::{HEAD_BYTES, Head, PageId, Root, Tree};
 
@@ -32,7 +32,9 @@ pub(super) const LANE_ASIDE: usize = CONNECTIONS_MAX + 2;
 /// What to do when the version that a cache is bound to is no longer served.
 const ADVICE_BOUND: &str =
     "`vmstream fetch --reuse` of this cache makes one of the new version, with what did not change";
-/// The same when a link speaks of it.
+/// What a file means that is of another length than the pointer says, or changes while it is read.
+const ADVICE_FILE: &str = "; what was published must not be changed in place: publish it again, or use another mirror";
+/// What to do when no cache is, but a link speaks of it.
 const ADVICE_LINK: &str = "ask the publisher for the new link";
 
 /// A place.
@@ -69,6 +71,8 @@ pub(super) struct Files {
     pub packs_gone: AtomicBool,
     /// What led here.
     pub pointer: Pointer,
+    /// A block of the image was right.
+    pub proved: AtomicBool,
 }
 
 impl Place {
@@ -153,15 +157,22 @@ impl Place {
 
     /// A block of the image was what was published, so what led there is worth keeping.
     pub fn proved(&self, files: &Files) {
+        files.proved.store(true, Ordering::Relaxed);
         self.common.learn_pointer(&self.name, &files.pointer);
     }
 
-    /// What it means that a file is gone that was here: the publisher has cleared an old version away.
-    pub fn cleared(&self, failure: FetchError) -> FetchError {
+    /// What it means that a file is gone: when it was here, the publisher has cleared an old version away.
+    pub fn cleared(&self, files: &Files, failure: FetchError) -> FetchError {
         match failure {
             FetchError::Fatal(error) if error.errno() == errno::ENOENT => {
-                Error::new(errno::ESTALE, format!("{error}; it was published once: {ADVICE_BOUND}")).into()
+                let advice = if files.proved.load(Ordering::Relaxed) {
+                    format!("it was published once: {ADVICE_BOUND}")
+                } else {
+                    format!("the pointer at {} names it: publish the image there again", self.name)
+                };
+                Error::new(errno::ESTALE, format!("{error}; {advice}")).into()
             }
+            FetchError::Fatal(error) => reworded(error).into(),
             other => other,
         }
     }
@@ -206,7 +217,8 @@ impl Place {
         }
         let pages = Pages::new(tree_file, tree.clone(), self.lies.clone());
         let (packs, packs_gone) = (packs.map(|(_, source)| source), AtomicBool::new(false));
-        Ok(Files { image, tree, pages, packs, packs_gone, pointer })
+        let proved = AtomicBool::new(false);
+        Ok(Files { image, tree, pages, packs, packs_gone, pointer, proved })
     }
 
     /// The pointer of the version that is wanted, and its image. When the place has a newer one by now, the pointer that
@@ -331,7 +343,7 @@ impl Place {
         let pinned = Identity { size: named.bytes, validator: None, mtime_s: None };
         let source: Box<dyn Source> = match &self.web {
             Some(web) => Box::new(web.beside(&named.name, named.bytes)?),
-            None => Box::new(FileSource::open(&self.address.beside(&named.name), Some(&pinned))?),
+            None => Box::new(FileSource::open(&self.address.beside(&named.name), Some(&pinned)).map_err(reworded)?),
         };
         let source: Arc<dyn Source> = match &self.faults {
             Some(spec) => Arc::new(FaultSource::new(source, spec.clone())),
@@ -395,8 +407,19 @@ impl Contact for Place {
 /// Reads a piece of a file as a whole.
 fn read(source: &dyn Source, lane: usize, offset: u64, length: u64) -> Result<Vec<u8>, FetchError> {
     let mut bytes = Collector::new(length);
-    source.fetch(lane, offset, length, &mut bytes)?;
+    source.fetch(lane, offset, length, &mut bytes).map_err(|failure| match failure {
+        FetchError::Fatal(error) => reworded(error).into(),
+        other => other,
+    })?;
     bytes.whole().ok_or_else(|| FetchError::transient(format!("{}: sent less than asked for", source.name())))
+}
+
+/// An error of a file that knows nothing of publishing, with advice that fits here.
+pub(super) fn reworded(error: Error) -> Error {
+    match error.to_string().strip_suffix(ADVICE_CHANGED) {
+        Some(text) => Error::new(error.errno(), format!("{text}{ADVICE_FILE}")),
+        None => error,
+    }
 }
 
 fn image_of(pointer: &Pointer) -> NamedFile {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::checked::{Checked, Wanted};
-use super::place::{Files, LANE_ASIDE, Place};
+use super::place::{Files, LANE_ASIDE, Place, reworded};
 use super::{FrameSink, Published};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
@@ -54,8 +54,13 @@ impl PublishedSource {
         Ok(Self { place, common, identity })
     }
 
-    fn fetch_checked(&self, lane: usize, range: Range<u64>, sink: &mut dyn Sink) -> Result<(), FetchError> {
-        let files = self.place.files()?;
+    fn fetch_checked(
+        &self,
+        files: &Files,
+        lane: usize,
+        range: Range<u64>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), FetchError> {
         let tree = &files.tree;
         let geometry = tree.geometry();
         let blocks = geometry.touched(range.start, range.end - range.start);
@@ -117,7 +122,7 @@ impl PublishedSource {
         match (opening.ended, result) {
             (Some(Ended::Lie(why)), _) => without_all(format!("{}: {why}", packs.name())),
             (Some(Ended::Pages(failure)), _) => Err(self.place.judged(failure)),
-            (None, Err(FetchError::Fatal(error))) => without_all(error.to_string()),
+            (None, Err(FetchError::Fatal(error))) => without_all(reworded(error).to_string()),
             (None, Err(failure)) => Err(failure),
             (None, Ok(())) if opening.frames.is_empty() => Ok(()),
             (None, Ok(())) => Err(FetchError::transient(format!("{}: sent less than asked for", packs.name()))),
@@ -139,7 +144,8 @@ impl Source for PublishedSource {
         let mut sink = Progress { sink, at: range.start };
         self.place.honest(lane, || {
             let rest = sink.at..range.end;
-            self.fetch_checked(lane, rest, &mut sink).map_err(|failure| self.place.cleared(failure))
+            let files = self.place.files()?;
+            self.fetch_checked(files, lane, rest, &mut sink).map_err(|failure| self.place.cleared(files, failure))
         })
     }
 
