@@ -266,7 +266,7 @@ fn open_place(url: &str, options: &HttpOptions, pinned: Option<&Identity>) -> Re
 fn place_name(url: &str) -> Result<String, Error> {
     match scheme(url) {
         Some("http" | "https") => http::shown(url),
-        Some("file" | "pattern") | None => Ok(published::unpinned(url).to_owned()),
+        Some("file" | "pattern") | None => published::shown(url),
         Some(_) => Err(Error::option(
             "source",
             // Only the scheme is repeated: the rest may hold a password.

@@ -55,15 +55,27 @@ impl Address {
             Self::File(path) => {
                 use std::os::unix::ffi::OsStringExt;
                 let name = std::ffi::OsString::from_vec(percent_decoded(name));
-                let path = path.parent().unwrap_or(Path::new("")).join(name);
-                match path.to_str() {
-                    // Only a URL in earnest can hold any path: one that is no text, and one that begins with two slashes,
-                    // which would name a host. Both are absolute.
-                    Some(text) if !text.starts_with("//") => format!("file:{text}"),
-                    _ => format!("file://{}", percent_encoded(&path)),
-                }
+                file_url(&path.parent().unwrap_or(Path::new("")).join(name))
             }
         }
+    }
+}
+
+/// The name of a place that is no web server: what its option says, without a root hash. The path of a pointer is absolute
+/// in it, as a cache keeps it, to be found from everywhere.
+pub fn shown(source: &str) -> Result<String> {
+    match Address::parse(source)? {
+        Some((Address::File(path), _)) => Ok(file_url(&std::path::absolute(&path).unwrap_or(path))),
+        _ => Ok(unpinned(source).to_owned()),
+    }
+}
+
+/// A path as a source option. Only a URL in earnest can hold any path: one that is no text, and one that begins with two
+/// slashes, which would name a host. Both are absolute.
+fn file_url(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) if !text.starts_with("//") => format!("file:{text}"),
+        _ => format!("file://{}", percent_encoded(path)),
     }
 }
 
@@ -112,6 +124,16 @@ mod tests {
         assert_eq!(parse("file:///a/d%20e.vmp"), Some((Address::File("/a/d e.vmp".into()), false)));
         for plain in ["http://h/disk.img?x=.vmp", "http://h/disk.raw#x.vmp", "/a/disk", "/a.vmp/disk#1", "pattern:1M"] {
             assert_eq!(parse(plain), None, "{plain}");
+        }
+    }
+
+    #[test]
+    fn a_place_is_called_what_leads_there_from_everywhere() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(shown("a/d.vmp").unwrap(), format!("file:{}/a/d.vmp", here.display()));
+        assert_eq!(shown(&format!("file:///a/d%FF.vmp#{ROOT}")).unwrap(), "file:///a/d%FF.vmp");
+        for plain in ["a/disk.img", "pattern:1M"] {
+            assert_eq!(shown(plain).unwrap(), plain);
         }
     }
 

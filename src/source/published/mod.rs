@@ -15,6 +15,7 @@ mod place;
 mod pointer;
 mod source;
 
+pub(super) use address::shown;
 pub use address::{Address, POINTER_ENDING, unpinned};
 pub use pointer::{NamedFile, POINTER_BYTES_MAX, Pointer, is_name};
 pub use source::{PublishedSource, root_of};
@@ -212,11 +213,17 @@ impl Published {
 
     /// From now on keeps the pointer in the file at `path`, and finds this version by it when the origin has another.
     pub fn keep_pointer(&self, path: PathBuf) {
-        let kept = self.kept.get_or_init(|| Kept(path));
+        let kept = self.kept.get_or_init(|| Kept { path, read_only: false });
         if let Some(proved) = &mut *self.pointer.write().unwrap_or_else(PoisonError::into_inner) {
             proved.before = self.kept();
             kept.write(&proved.pointer);
         }
+    }
+
+    /// Finds this version by the pointer in the file at `path`, which is a cache's and stays as it is, when the origin has
+    /// another.
+    pub fn recall_pointer(&self, path: PathBuf) {
+        let _ = self.kept.set(Kept { path, read_only: true });
     }
 
     /// Removes the file of [`Published::keep_pointer`].
