@@ -7,9 +7,11 @@ mod bad_server;
 mod site;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bad_server::{BadServer, Seen};
 use site::Site;
+use vmstream::Image;
 use vmstream::config::Config;
 use vmstream::source::{self, FetchError, Sink, Source, Stop};
 
@@ -190,4 +192,34 @@ fn a_folder_may_be_called_anything() {
     }
     site.write(folder.path());
     read(&*open(&[format!("/{plain}/disk.vmp")]).unwrap(), &site, 0, 40_001).unwrap();
+}
+
+#[test]
+fn a_cache_that_opened_without_contact_passes_over_holes_in_long_steps_all_the_same() {
+    let mut bytes = vec![0; 64 << 20];
+    bytes[..100_000].fill(1);
+    bytes[(64 << 20) - 5000..].fill(2);
+    let site = Site::of(bytes, 4096);
+    let server = site.serve();
+    let folder = tempfile::tempdir().unwrap();
+    let source = format!("source={}", site.link(&server));
+    let cache = format!("cache={}", folder.path().display());
+    let options = |more: [&'static str; 2]| {
+        [&*source, &cache, "proxy=none", "model=off", "connections=4"].into_iter().chain(more)
+    };
+    Image::open(options(["fill=off", "prefetch=none"])).unwrap().read_at(0, &mut [0; 4096]).unwrap();
+    for more in [["fill=on", "bulk=on"], ["fill=on", "prefetch=none"]] {
+        let image = Image::open(options(more)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !image.is_complete() {
+            assert!(Instant::now() < deadline, "it is never complete");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let fetches = image.stats().prefetch_fetches;
+        assert!(fetches < 12, "{more:?}: {fetches} fetches for 27 blocks and one hole");
+        image.close().unwrap();
+        std::fs::remove_file(folder.path().join("disk")).unwrap();
+        let _ = std::fs::remove_file(folder.path().join("disk.vmj"));
+        Image::open(options(["fill=off", "prefetch=none"])).unwrap().read_at(0, &mut [0; 4096]).unwrap();
+    }
 }

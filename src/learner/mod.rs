@@ -297,7 +297,7 @@ impl Pupil {
         following: bool,
     ) -> Result<bool, Error> {
         let Some(mut packs) = Packs::find(published, self.subject.geometry)? else { return Ok(false) };
-        self.follower.pass_over_holes(packs.tree());
+        self.follower.pass_over_holes();
         let start = packs.start()?;
         if !following {
             let script = (0..start.count()).flat_map(|frame| start.runs(frame).to_vec()).collect();

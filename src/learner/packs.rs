@@ -59,11 +59,6 @@ impl Packs {
         &self.name
     }
 
-    /// The hash tree of the image.
-    pub fn tree(&self) -> Arc<Tree> {
-        self.tree.clone()
-    }
-
     /// The first frames.
     ///
     /// # Errors
