@@ -529,7 +529,7 @@ fn frames_come_in_one_request_and_pages_that_no_proof_brought_are_fetched() {
     let source = open(&site.link(&server));
     let no_frames = fatal(fetch_frames(&*source, &site, 0..1).2);
     assert_eq!(no_frames.errno(), errno::ENOTSUP);
-    source.published().unwrap().set_frames(Arc::new(Plain));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     for frames in [0..8, 450..453] {
         let before = server.seen().iter().filter(|seen| seen.target.ends_with(".vmk")).count();
         let (done, received, result) = fetch_frames(&*source, &site, frames.clone());
@@ -556,7 +556,7 @@ fn frames_do_not_wait_for_pages_of_others() {
         }
     });
     let source = open(&site.link(&server));
-    source.published().unwrap().set_frames(Arc::new(Plain));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     let used_from = |block: usize| {
         let used = |at: &usize| site.image[at * 512..][..512].iter().any(|byte| *byte != 0);
         (block..).find(used).unwrap()
@@ -583,7 +583,7 @@ fn packs_that_are_gone_are_no_loss_and_an_image_that_is_gone_is_called_an_old_ve
     let site = packed();
     let server = site.serve();
     let source = open(&site.link(&server));
-    source.published().unwrap().set_frames(Arc::new(Plain));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     site.files.lock().unwrap().remove("disk.vmk");
     for _ in 0..2 {
         assert_eq!(fatal(fetch_frames(&*source, &site, 0..8).2).errno(), errno::ENOTSUP);
@@ -605,7 +605,7 @@ fn a_frame_that_lies_is_the_end_of_that_place_s_packs_and_the_rest_comes_from_th
     let (bad_server, good_server) = (bad.serve(), site.serve());
     let frames = 0..used as u32 + 3;
     let alone = open(&site.link(&bad_server));
-    alone.published().unwrap().set_frames(Arc::new(Plain));
+    alone.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     let (done, _, result) = fetch_frames(&*alone, &site, frames.clone());
     assert_eq!(done, (0..used as u32).collect::<Vec<_>>());
     let error = fatal(result);
@@ -614,7 +614,7 @@ fn a_frame_that_lies_is_the_end_of_that_place_s_packs_and_the_rest_comes_from_th
     fetch(&*alone, &site, 0..200_000).unwrap();
     let options = [&*format!("source={}", site.link(&bad_server)), &*format!("mirror={}", site.link(&good_server))];
     let both = source::open(&config(&options), None).unwrap();
-    both.published().unwrap().set_frames(Arc::new(Plain));
+    both.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     let (done, _, result) = fetch_frames(&*both, &site, frames.clone());
     result.unwrap();
     assert_eq!(done, frames.collect::<Vec<_>>());

@@ -6,6 +6,7 @@
 
 mod address;
 mod checked;
+mod chosen;
 mod collect;
 mod kept;
 mod lies;
@@ -22,12 +23,14 @@ pub use source::{PublishedSource, root_of};
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{FetchError, Stop};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
 use crate::tree::{Lie, Root, Tree};
+use chosen::Chosen;
 pub use kept::KEPT_ENDING;
 use kept::Kept;
 pub(super) use opener::{Link, Opener};
@@ -93,6 +96,9 @@ pub trait Contact: Send + Sync {
     /// Learns what there is to learn, if nobody has: afterwards [`Published::tree`] answers. Blocks.
     fn contact(&self) -> Result<(), FetchError>;
 
+    /// Learns which packs the place has, if none are in use. Blocks.
+    fn offer_packs(&self) -> Result<(), FetchError>;
+
     /// `length` bytes from `offset` of the packs file. Blocks.
     fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError>;
 
@@ -106,9 +112,9 @@ pub trait Contact: Send + Sync {
 pub struct Published {
     root: OnceLock<Root>,
     tree: OnceLock<Arc<Tree>>,
-    packs: OnceLock<PacksFile>,
     sessions: OnceLock<String>,
-    frames: OnceLock<Arc<dyn Frames>>,
+    packs: Chosen,
+    packs_lied: AtomicBool,
     pointer: RwLock<Option<Proved>>,
     kept: OnceLock<Kept>,
     places: RwLock<Vec<Arc<dyn Contact>>>,
@@ -135,8 +141,8 @@ impl Published {
     }
 
     /// The packs; `None` before the first contact and when there are none.
-    pub fn packs(&self) -> Option<&PacksFile> {
-        self.packs.get()
+    pub fn packs(&self) -> Option<PacksFile> {
+        self.packs.file()
     }
 
     /// Where sessions of this image may be sent to, as an absolute URL; `None` before the first contact and when nobody
@@ -145,14 +151,15 @@ impl Published {
         self.sessions.get().map(String::as_str)
     }
 
-    /// What opens frames, once somebody has read the index of the packs.
-    pub fn frames(&self) -> Option<&Arc<dyn Frames>> {
-        self.frames.get()
+    /// Says what opens frames of the packs called `name`, once somebody has read their index.
+    pub fn set_frames(&self, name: &str, frames: Arc<dyn Frames>) {
+        self.packs.open_by(name, frames);
     }
 
-    /// Says what opens frames. The first answer holds.
-    pub fn set_frames(&self, frames: Arc<dyn Frames>) {
-        let _ = self.frames.set(frames);
+    /// True when a place was found to lie whose packs are used, or frames of them were not what the index said: what was
+    /// learnt of them is not worth keeping.
+    pub fn packs_lied(&self) -> bool {
+        self.packs_lied.load(Ordering::Relaxed)
     }
 
     /// Keeps the root; false when another is known.
@@ -165,9 +172,38 @@ impl Published {
         self.tree.get_or_init(|| Arc::new(tree))
     }
 
-    /// Keeps what the first place says of its packs.
+    /// Uses these packs from now on, unless others are used or these were refused.
     pub fn learn_packs(&self, packs: PacksFile) {
-        let _ = self.packs.set(packs);
+        self.packs.choose(packs);
+    }
+
+    /// Learns of packs, from whichever place has any. Blocks.
+    ///
+    /// # Errors
+    /// Those of the first contact; later ones of places that have none are logged.
+    pub fn find_packs(&self) -> Result<Option<PacksFile>, FetchError> {
+        self.contact()?;
+        for place in self.places() {
+            if self.packs().is_some() {
+                break;
+            }
+            match place.offer_packs() {
+                Ok(()) => {}
+                Err(FetchError::Stopped) => return Err(FetchError::Stopped),
+                Err(failure) => log::debug!("asked for packs: {failure:?}"),
+            }
+        }
+        Ok(self.packs())
+    }
+
+    /// Leaves the packs in use for those of another place; false when no place has others. Blocks.
+    pub fn replace_packs(&self) -> bool {
+        let Some(refused) = self.packs.refuse() else { return false };
+        let found = self.find_packs().is_ok_and(|packs| packs.is_some());
+        if !found {
+            self.packs.restore(refused);
+        }
+        found
     }
 
     /// Keeps where sessions may be sent to.
@@ -290,11 +326,14 @@ impl Published {
         }
     }
 
+    fn places(&self) -> Vec<Arc<dyn Contact>> {
+        self.places.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Asks one place after the other until one answers.
     fn ask<T>(&self, question: impl Fn(&dyn Contact) -> Result<T, FetchError>) -> Result<T, FetchError> {
-        let places = self.places.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut failed = None;
-        for place in places {
+        for place in self.places() {
             match question(&*place) {
                 // The image is closing.
                 Err(FetchError::Stopped) => return Err(FetchError::Stopped),
@@ -323,6 +362,10 @@ mod tests {
     impl Contact for Place {
         fn contact(&self) -> Result<(), FetchError> {
             self.0.map(|_| ()).map_err(|()| FetchError::transient("away"))
+        }
+
+        fn offer_packs(&self) -> Result<(), FetchError> {
+            self.contact()
         }
 
         fn read_packs(&self, _: u64, length: u64) -> Result<Vec<u8>, FetchError> {

@@ -65,8 +65,8 @@ pub(super) struct Files {
     pub image: Arc<dyn Source>,
     pub tree: Arc<Tree>,
     pub pages: Pages,
-    /// `None` when the place has no packs, or others than those that are used.
-    pub packs: Option<Arc<dyn Source>>,
+    /// `None` when the place has no packs. Others may be in use.
+    pub packs: Option<(NamedFile, Arc<dyn Source>)>,
     /// The packs were here and are not any more; others may have taken their place.
     pub packs_gone: AtomicBool,
     /// What led here.
@@ -150,6 +150,10 @@ impl Place {
             let _ = self.broken.set((error.errno(), error.to_string()));
             if is_lie(error) {
                 self.common.unlearn_pointer(&self.name);
+                let packs = self.files.get().and_then(|files| files.packs.as_ref());
+                if packs.is_some_and(|(named, _)| self.common.packs.is(named)) {
+                    self.common.packs_lied.store(true, Ordering::Relaxed);
+                }
             }
         }
         failure
@@ -185,7 +189,7 @@ impl Place {
         let packs = self.packs_of(&pointer);
         let (tree, packs_head) = std::thread::scope(|scope| {
             // What is known already is not asked for.
-            let wanted = packs.as_ref().filter(|_| self.common.packs().is_none());
+            let wanted = packs.as_ref().filter(|(named, _)| self.common.packs.may_be(named));
             let head = wanted.and_then(|(_, source)| {
                 let read =
                     move || read(&**source, LANE_CONTACT_PACKS, 0, source.identity().size.min(PACKS_FIRST_BYTES));
@@ -209,15 +213,12 @@ impl Place {
                 Err(failure) => log::warn!("{}: goes on without its packs: {}", self.name, told(&failure)),
             }
         }
-        let used = self.common.packs();
-        let packs = packs.filter(|(named, _)| used.is_some_and(|u| (&u.name, u.bytes) == (&named.name, named.bytes)));
         if let Some(sessions) = &pointer.sessions {
             let url = if sessions.contains("://") { sessions.clone() } else { self.address.beside(sessions) };
             self.common.learn_sessions(url);
         }
         let pages = Pages::new(tree_file, tree.clone(), self.lies.clone());
-        let (packs, packs_gone) = (packs.map(|(_, source)| source), AtomicBool::new(false));
-        let proved = AtomicBool::new(false);
+        let (packs_gone, proved) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Files { image, tree, pages, packs, packs_gone, pointer, proved })
     }
 
@@ -390,10 +391,21 @@ impl Contact for Place {
         self.files().map(|_| ())
     }
 
+    fn offer_packs(&self) -> Result<(), FetchError> {
+        let files = self.files()?;
+        if let Some((NamedFile { name, bytes }, source)) = &files.packs
+            && !files.packs_gone.load(Ordering::Relaxed)
+        {
+            let head = read(&**source, LANE_ASIDE, 0, (*bytes).min(PACKS_FIRST_BYTES))?.into();
+            self.common.learn_packs(PacksFile { name: name.clone(), bytes: *bytes, head });
+        }
+        Ok(())
+    }
+
     fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError> {
         match &self.files()?.packs {
-            Some(packs) => read(&**packs, LANE_ASIDE, offset, length),
-            None => Err(Error::new(errno::ENOTSUP, format!("{}: has not these packs", self.name)).into()),
+            Some((named, packs)) if self.common.packs.is(named) => read(&**packs, LANE_ASIDE, offset, length),
+            _ => Err(Error::new(errno::ENOTSUP, format!("{}: has not these packs", self.name)).into()),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::checked::{Checked, Wanted};
 use super::place::{Files, LANE_ASIDE, Place, reworded};
-use super::{FrameSink, Published};
+use super::{FrameSink, Frames, Published};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
 use crate::source::mirror::Progress;
@@ -92,7 +92,8 @@ impl PublishedSource {
         // Not final for the place: all else can be had from it.
         let without = |why: String| FetchError::Fatal(Error::new(errno::ENOTSUP, why));
         let packs = files.packs.as_ref().filter(|_| !files.packs_gone.load(Ordering::Relaxed));
-        let (Some(packs), Some(opener)) = (packs, self.common.frames()) else {
+        let chosen = packs.and_then(|(named, packs)| Some((packs, self.common.packs.frames_of(named)?)));
+        let Some((packs, opener)) = chosen else {
             return Err(without(format!("{}: has not the packs that are used", self.place.name())));
         };
         let (offset, lengths) = opener.extent(frames.clone());
@@ -103,7 +104,7 @@ impl PublishedSource {
             )));
         }
         let length = lengths.iter().map(|length| u64::from(*length)).sum();
-        let mut opening = Opening { source: self, files, sink, frames, lengths, held: Vec::new(), ended: None };
+        let mut opening = Opening { files, opener: &*opener, sink, frames, lengths, held: Vec::new(), ended: None };
         let mut result = packs.fetch(lane, offset, length, &mut opening);
         // What is damaged is asked for once more, from that frame on.
         while let Some(Ended::Lie(why)) = &opening.ended
@@ -113,16 +114,17 @@ impl PublishedSource {
             result = packs.fetch(lane, offset, length, &mut opening);
         }
         // Packs that are gone or damaged leave an image that is read in ranges.
-        let without_all = |why: String| {
+        let without_all = |why: String, lied: bool| {
             if !files.packs_gone.swap(true, Ordering::Relaxed) {
+                self.common.packs_lied.fetch_or(lied, Ordering::Relaxed);
                 log::warn!("{}: goes on without its packs: {why}", self.place.name());
             }
             Err(without(why))
         };
         match (opening.ended, result) {
-            (Some(Ended::Lie(why)), _) => without_all(format!("{}: {why}", packs.name())),
+            (Some(Ended::Lie(why)), _) => without_all(format!("{}: {why}", packs.name()), true),
             (Some(Ended::Pages(failure)), _) => Err(self.place.judged(failure)),
-            (None, Err(FetchError::Fatal(error))) => without_all(reworded(error).to_string()),
+            (None, Err(FetchError::Fatal(error))) => without_all(reworded(error).to_string(), false),
             (None, Err(failure)) => Err(failure),
             (None, Ok(())) if opening.frames.is_empty() => Ok(()),
             (None, Ok(())) => Err(FetchError::transient(format!("{}: sent less than asked for", packs.name()))),
@@ -194,8 +196,9 @@ fn joined(runs: impl Iterator<Item = BlockRange>, gap: u64) -> impl Iterator<Ite
 
 /// The sink that puts frames together as their bytes come, and opens them.
 struct Opening<'a> {
-    source: &'a PublishedSource,
     files: &'a Files,
+    /// Of the packs that were in use when it began.
+    opener: &'a dyn Frames,
     sink: &'a mut dyn FrameSink,
     /// The frames that are not done, and the lengths of all that were asked for.
     frames: Range<u32>,
@@ -225,7 +228,7 @@ impl Opening<'_> {
     /// Opens the next frame.
     fn unpack(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         let frame = self.frames.start;
-        let Some(opener) = self.source.common.frames() else { return Err(Stop) };
+        let opener = self.opener;
         let tree = &self.files.tree;
         let sink = &mut *self.sink;
         let mut stopped = false;
