@@ -233,9 +233,7 @@ fn read_image(source: &dyn Source) -> Result<(), String> {
 fn read_packs(source: &dyn Source) -> Result<(), String> {
     let published = source.published().ok_or("not published")?;
     let tree = published.tree().ok_or("no tree")?.clone();
-    if published.packs().is_none() {
-        return Ok(());
-    }
+    let Some(packs) = published.packs() else { return Ok(()) };
     let read = |range: std::ops::Range<u64>| {
         published.read_packs(range.start, range.end - range.start).map_err(|error| format!("{error:?}"))
     };
@@ -246,7 +244,7 @@ fn read_packs(source: &dyn Source) -> Result<(), String> {
     Index::of_start("packs", &header, &start, tree.geometry(), tree.holes()).map_err(wrong)?;
     let index = Index::of_file("packs", &header, &read(header.index())?, &model, tree.holes()).map_err(wrong)?;
     let count = index.count();
-    published.set_frames(Arc::new(index));
+    published.set_frames(&packs.name, Arc::new(index));
     let mut checker = Checker(0);
     source.fetch_frames(6, 0..count, &mut checker).map_err(|error| format!("{error:?}"))?;
     assert_eq!(checker.0, u64::from(count), "frames are missing");

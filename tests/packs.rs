@@ -14,6 +14,7 @@ use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use site::Site;
 use vmstream::model::{Limits, Trainer};
 use vmstream::packs::{Builder, Header};
+use vmstream::source::published::NamedFile;
 use vmstream::tree::Tree;
 use vmstream::{Image, Op, session};
 
@@ -27,19 +28,30 @@ fn walk() -> Vec<u64> {
 
 /// An image of text, and the packs of two sessions that went that way.
 fn site() -> Site {
+    let mut site = unpacked();
+    let file = packs(&site, &walk(), 2);
+    site.pack(file);
+    site
+}
+
+fn unpacked() -> Site {
     let mut image = vec![0; IMAGE_BYTES as usize];
     for (number, block) in image.chunks_mut(BLOCK as usize).enumerate().filter(|(number, _)| number % 11 != 3) {
         let text = format!("block {number} of {} ", number * 7919);
         block.iter_mut().zip(text.bytes().cycle()).for_each(|(to, from)| *to = from);
     }
-    let mut site = Site::of(image, BLOCK as usize);
+    Site::of(image, BLOCK as usize)
+}
+
+/// The packs of so many sessions that went this way.
+fn packs(site: &Site, walk: &[u64], sessions: usize) -> Vec<u8> {
     let mut text = format!("# vmtrace 1 size={IMAGE_BYTES} block={BLOCK}\n");
-    for (at, block) in (1000..).step_by(300).zip(walk()) {
+    for (at, block) in (1000..).step_by(300).zip(walk) {
         text += &format!("{at} R {} {BLOCK}\n", block * BLOCK);
     }
     let session = session::text::parse("made up", text.as_bytes()).unwrap();
     let mut trainer = Trainer::new(session.geometry, Limits::default());
-    (0..2).for_each(|_| trainer.add(&session).unwrap());
+    (0..sessions).for_each(|_| trainer.add(&session).unwrap());
     let (_, model) = trainer.finish_file();
     let tree = Tree::read(&site.get(&site.pointer.tree.name), site.root()).unwrap();
     let mut builder = Builder::new("model", &model, &tree).unwrap();
@@ -53,9 +65,7 @@ fn site() -> Site {
     while let Some(frame) = builder.next(&mut read, &compress).unwrap() {
         frames.extend(frame);
     }
-    let file = [builder.finish().unwrap(), frames].concat();
-    site.pack(file);
-    site
+    [builder.finish().unwrap(), frames].concat()
 }
 
 /// The names of files that were asked for, with how many bytes.
@@ -167,4 +177,80 @@ fn packs_of_another_image_are_left_alone_and_named() {
     assert!(text.contains("disk.vmk") && text.contains(&wrong.root().to_string()), "{text}");
     assert!(bytes_of(&asked, ".vmk") <= 64 << 10, "only looked at");
     image.close().unwrap();
+}
+
+/// Waits until all that guests usually want came, of which this one touches the first block.
+fn wait_for_walk(image: &Image, site: &Site) {
+    let walk = walk();
+    read(image, site, walk[0]);
+    wait("not all that is foreseen came", || walk.iter().all(|block| image.resident(block * BLOCK, BLOCK).unwrap().0));
+}
+
+#[test]
+fn packs_are_taken_from_the_first_place_that_has_any_of_use() {
+    let site = site();
+    let header = Header::decode("disk.vmk", &site.get("disk.vmk")).unwrap();
+    let spoilt = |at: u64| {
+        let mut other = site.mirror();
+        other.flip("disk.vmk", 8 * at as usize);
+        // Other packs have another name.
+        let bytes = other.get("disk.vmk");
+        other.pointer.packs = Some(NamedFile { name: "other.vmk".to_owned(), bytes: bytes.len() as u64 });
+        other.put("other.vmk", bytes);
+        other.point();
+        other
+    };
+    let places = [
+        ("no packs", unpacked()),
+        ("the header", spoilt(20)),
+        ("the start", spoilt(header.start().start + 3)),
+        ("the index", spoilt(header.index().start + 3)),
+        ("the model", spoilt(header.model().start + 40)),
+    ];
+    for (what, first) in places {
+        let dir = tempfile::tempdir().unwrap();
+        let (server, _) = serve(&first);
+        let (second, asked) = serve(&site);
+        let image = open(&site, &[&server, &second], dir.path());
+        wait_for_walk(&image, &site);
+        wait("the learner", || image.model().settled);
+        assert_eq!(image.model().sessions, 2, "{what}: {}", image.model().text);
+        assert!(bytes_of(&asked, ".vmk") > header.packed().end / 2, "{what}: the packs of the second are used");
+        image.close().unwrap();
+    }
+}
+
+#[test]
+fn a_false_model_does_not_outlive_the_session_it_came_in() {
+    let site = site();
+    let header = Header::decode("disk.vmk", &site.get("disk.vmk")).unwrap();
+    // Where nobody goes; and under the name of the honest ones.
+    let astray: Vec<u64> = (0..200).map(|at| 5500 + at).filter(|block| block % 11 != 3).collect();
+    let consistent = packs(&site, &astray, 3);
+    let mut lying = consistent.clone();
+    let frames = Header::decode("disk.vmk", &lying).unwrap().packed();
+    (frames.start..frames.end).step_by(512).for_each(|at| lying[at as usize] ^= 8);
+    for (what, false_packs, noticed) in [("consistent", consistent, false), ("found out", lying, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut other = site.mirror();
+        other.pack(false_packs);
+        let (server, _) = serve(&other);
+        let image = open(&site, &[&server], dir.path());
+        read(&image, &site, astray[0]);
+        wait("the learner", || image.model().settled);
+        assert_eq!(image.model().sessions, 3, "{what}: {}", image.model().text);
+        if noticed {
+            wait("the lie is not found out", || image.published().unwrap().packs_lied());
+        }
+        image.close().unwrap();
+        let ledger = std::fs::read_to_string(dir.path().join("sessions/learnt.txt")).unwrap();
+        assert_eq!(ledger.contains("published"), !noticed, "{what}: {ledger}");
+
+        let (server, asked) = serve(&site);
+        let image = open(&site, &[&server], dir.path());
+        wait_for_walk(&image, &site);
+        let model = header.model();
+        assert!(bytes_of(&asked, ".vmk") > model.end - model.start, "{what}: the model is fetched anew");
+        image.close().unwrap();
+    }
 }

@@ -17,7 +17,7 @@ use vmstream::config::Config;
 use vmstream::error::errno;
 use vmstream::source::published::{FIRST_BYTES, Frames, PACKS_FIRST_BYTES};
 use vmstream::source::{self, FetchError, FrameSink, Sink, Source, Stop};
-use vmstream::tree::{Head, Lie, Tree, TreeBuilder, hash_block};
+use vmstream::tree::{Head, Lie, PageId, Tree, TreeBuilder, hash_block};
 use vmstream::{Error, Image, Op};
 
 /// Compares what arrives with the image, byte by byte.
@@ -342,6 +342,8 @@ fn a_pinned_image_is_opened_without_contact_and_found_again_when_the_origin_has_
     let identity = {
         let source = open(&link);
         source.published().unwrap().keep_pointer(kept.clone());
+        assert!(!kept.exists(), "nothing that it leads to was checked yet");
+        fetch(&*source, &site, 0..512).unwrap();
         source.identity().clone()
     };
     assert_eq!(std::fs::read_to_string(&kept).unwrap(), site.pointer.to_string());
@@ -475,6 +477,10 @@ impl Frames for Plain {
         vec![BlockRange::new(u64::from(frame) * FRAME_BLOCKS, u64::from(frame + 1) * FRAME_BLOCKS)]
     }
 
+    fn lacking(&self, frames: Range<u32>, _: &[Range<u32>], tree: &Tree) -> Vec<PageId> {
+        frames.flat_map(|frame| self.blocks_of(frame)).flat_map(|range| tree.missing(range)).collect()
+    }
+
     fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie> {
         let range = self.blocks_of(frame)[0];
         range.iter().zip(bytes.chunks(512)).try_for_each(|(block, bytes)| tree.check(block, bytes))?;
@@ -527,7 +533,7 @@ fn frames_come_in_one_request_and_pages_that_no_proof_brought_are_fetched() {
     let source = open(&site.link(&server));
     let no_frames = fatal(fetch_frames(&*source, &site, 0..1).2);
     assert_eq!(no_frames.errno(), errno::ENOTSUP);
-    source.published().unwrap().set_frames(Arc::new(Plain));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     for frames in [0..8, 450..453] {
         let before = server.seen().iter().filter(|seen| seen.target.ends_with(".vmk")).count();
         let (done, received, result) = fetch_frames(&*source, &site, frames.clone());
@@ -535,6 +541,25 @@ fn frames_come_in_one_request_and_pages_that_no_proof_brought_are_fetched() {
         assert_eq!((done, received), (frames.clone().collect(), frames.len() as u64 * FRAME_BLOCKS * 512));
         assert_eq!(server.seen().iter().filter(|seen| seen.target.ends_with(".vmk")).count(), before + 1);
     }
+}
+
+#[test]
+fn pages_that_no_proof_will_bring_come_beside_the_frames() {
+    let site = packed();
+    let meeting = Arc::new(Meeting::default());
+    let waits = meeting.clone();
+    let server = site.serve_after(move |seen| {
+        if seen.target.ends_with(".vmk") && seen.range().0 > 0 {
+            waits.arrive(0);
+        } else if is_tree(seen) && seen.range().0 > 0 {
+            waits.arrive(1);
+        }
+    });
+    let source = open(&site.link(&server));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
+    let frame = (late_data(&site) / 512 / FRAME_BLOCKS) as u32;
+    fetch_frames(&*source, &site, frame..frame + 1).2.unwrap();
+    assert!(meeting.met());
 }
 
 #[test]
@@ -554,7 +579,7 @@ fn frames_do_not_wait_for_pages_of_others() {
         }
     });
     let source = open(&site.link(&server));
-    source.published().unwrap().set_frames(Arc::new(Plain));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     let used_from = |block: usize| {
         let used = |at: &usize| site.image[at * 512..][..512].iter().any(|byte| *byte != 0);
         (block..).find(used).unwrap()
@@ -581,7 +606,7 @@ fn packs_that_are_gone_are_no_loss_and_an_image_that_is_gone_is_called_an_old_ve
     let site = packed();
     let server = site.serve();
     let source = open(&site.link(&server));
-    source.published().unwrap().set_frames(Arc::new(Plain));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     site.files.lock().unwrap().remove("disk.vmk");
     for _ in 0..2 {
         assert_eq!(fatal(fetch_frames(&*source, &site, 0..8).2).errno(), errno::ENOTSUP);
@@ -603,7 +628,7 @@ fn a_frame_that_lies_is_the_end_of_that_place_s_packs_and_the_rest_comes_from_th
     let (bad_server, good_server) = (bad.serve(), site.serve());
     let frames = 0..used as u32 + 3;
     let alone = open(&site.link(&bad_server));
-    alone.published().unwrap().set_frames(Arc::new(Plain));
+    alone.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     let (done, _, result) = fetch_frames(&*alone, &site, frames.clone());
     assert_eq!(done, (0..used as u32).collect::<Vec<_>>());
     let error = fatal(result);
@@ -612,7 +637,7 @@ fn a_frame_that_lies_is_the_end_of_that_place_s_packs_and_the_rest_comes_from_th
     fetch(&*alone, &site, 0..200_000).unwrap();
     let options = [&*format!("source={}", site.link(&bad_server)), &*format!("mirror={}", site.link(&good_server))];
     let both = source::open(&config(&options), None).unwrap();
-    both.published().unwrap().set_frames(Arc::new(Plain));
+    both.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
     let (done, _, result) = fetch_frames(&*both, &site, frames.clone());
     result.unwrap();
     assert_eq!(done, frames.collect::<Vec<_>>());

@@ -6,7 +6,6 @@ use super::{Shared, lock};
 use crate::packs::Index;
 use crate::predictor::Foresight;
 use crate::source::Published;
-use crate::tree::Tree;
 
 /// The one way by which a foresight reaches the planner of a running image.
 ///
@@ -45,9 +44,9 @@ impl Follower {
         self.0.change(|planner| planner.set_packs(Some(index)));
     }
 
-    /// From now on it is known where the image has holes.
-    pub fn pass_over_holes(&self, tree: Arc<Tree>) {
-        self.0.change(|planner| planner.set_holes(tree));
+    /// Has the planner pass over the holes of the image, once somebody has asked the origin where they are.
+    pub fn pass_over_holes(&self) {
+        self.0.learn_holes();
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod blocks;
 mod follower;
+mod holes;
 mod landing;
 mod syncer;
 mod worker;
@@ -100,6 +101,8 @@ pub(crate) struct Shared {
     sync: Sender<SyncJob>,
     /// Number of workers.
     lanes: usize,
+    /// The planner knows where the image has holes, or nobody ever will.
+    holes_known: AtomicBool,
     closing: AtomicBool,
     /// The engine thread's deadlines have changed since it looked.
     poked: AtomicBool,
@@ -277,12 +280,7 @@ impl Engine {
     ) -> Result<Self> {
         let (sync, sync_jobs) = unbounded();
         let now = Moment::now();
-        let mut planner = Planner::new(gate.geometry(), config, now.0);
-        if let Some(tree) = source.published().and_then(|published| published.tree().cloned())
-            && tree.geometry() == gate.geometry()
-        {
-            planner.set_holes(tree);
-        }
+        let planner = Planner::new(gate.geometry(), config, now.0);
         let core = Core {
             planner,
             requests: 0,
@@ -305,11 +303,13 @@ impl Engine {
             jobs: AtomicUsize::new(0),
             sync,
             lanes: config.connections,
+            holes_known: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             poked: AtomicBool::new(false),
             checkpoint: config.checkpoint,
             last_error: Mutex::new(None),
         });
+        shared.learn_holes();
         let engine = Self { shared, threads: Mutex::default(), syncer: Mutex::default(), own: Mutex::default() };
         let shared = engine.shared.clone();
         let syncer = spawn("vms-sync", move || syncer::run(&shared, journal, writer, &sync_jobs))?;

@@ -76,6 +76,7 @@ fn fetch(shared: &Shared, lane: usize, job: Job, carry: &mut Vec<u8>, answers: &
     if outcome != Outcome::Done && !shared.gate.is_closed() {
         shared.counters.fetch_errors.add(1);
     }
+    shared.learn_holes();
     Event::Finished(fetch, outcome)
 }
 

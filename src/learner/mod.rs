@@ -45,6 +45,15 @@ const STACK_BYTES: usize = 512 << 10;
 pub(crate) struct Learner {
     common: Arc<Common>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Where a model is kept that came with packs, and whose packs: they may still turn out to be false.
+    doubtful: Mutex<Option<Doubtful>>,
+}
+
+/// A model that is kept and may be false.
+struct Doubtful {
+    published: Arc<Published>,
+    directory: Directory,
+    subject: Subject,
 }
 
 /// What the thread and its owner share.
@@ -72,6 +81,10 @@ impl Learner {
             http: config.http.clone(),
             directory: Directory::of(config),
         };
+        let doubtful = follower.published().zip(teachers.directory.clone()).map(|(published, directory)| {
+            let subject = subject.clone();
+            Doubtful { published, directory, subject }
+        });
         let mut pupil = Pupil { common: common.clone(), subject, follower };
         let builder = std::thread::Builder::new().name("vms-learn".to_owned()).stack_size(STACK_BYTES);
         let thread = with_signals_blocked(|| builder.spawn(move || pupil.learn(teachers)));
@@ -79,14 +92,14 @@ impl Learner {
             log::warn!("no prediction: cannot start thread vms-learn: {error}");
             common.say(0, "none: its thread could not be started");
         }
-        Self { common, thread: Mutex::new(thread.ok()) }
+        Self { common, thread: Mutex::new(thread.ok()), doubtful: Mutex::new(doubtful) }
     }
 
     /// A learner that has nothing to learn, because of `why`.
     pub fn idle(why: &str) -> Self {
         let common = Arc::new(Common::default());
         common.say(0, &format!("none: {why}"));
-        Self { common, thread: Mutex::new(None) }
+        Self { common, thread: Mutex::new(None), doubtful: Mutex::new(None) }
     }
 
     /// The model in use.
@@ -113,6 +126,13 @@ impl Learner {
         if let Some(thread) = thread {
             // A panic there has cost the guest its prediction and nothing else.
             let _ = thread.join();
+        }
+        // Only now is it known how the packs did.
+        if let Some(Doubtful { published, directory, subject }) = lock(&self.doubtful).take()
+            && published.packs_lied()
+        {
+            log::info!("the model in {} came with packs that are false: it is forgotten", directory.path().display());
+            Shelf::open(directory, &subject).distrust();
         }
     }
 }
@@ -242,7 +262,7 @@ impl Pupil {
         }
         let mut why = "no session was learnt here yet".to_owned();
         if let Some(published) = published {
-            match self.learn_of_packs(published, shelf.as_mut(), following) {
+            match self.learn_of_packs(&published, shelf.as_mut(), following) {
                 Ok(new) => following |= new,
                 Err(error) if self.common.is_closing() || error.errno() == errno::ECANCELED => log::debug!("{error}"),
                 Err(error) => {
@@ -288,16 +308,35 @@ impl Pupil {
         self.conclude(following, &why);
     }
 
-    /// Takes what the packs of a published image have: the start at once, then the model, and all frames. True when the
-    /// guest is followed by it; `following` says that it is followed by something already.
+    /// Takes what the packs of a published image have; where those of one place are of no use, what those of the next have.
+    /// True when the guest is followed by it; `following` says that it is followed by something already.
     fn learn_of_packs(
+        &mut self,
+        published: &Arc<Published>,
+        mut shelf: Option<&mut Shelf>,
+        following: bool,
+    ) -> Result<bool, Error> {
+        loop {
+            let error = match self.learn_of_these(published.clone(), shelf.as_deref_mut(), following) {
+                Err(error) => error,
+                learnt => return learnt,
+            };
+            if self.common.is_closing() || !published.replace_packs() {
+                return Err(error);
+            }
+            log::warn!("{error}; taking those of another place");
+        }
+    }
+
+    /// The start at once, then the model, and all frames.
+    fn learn_of_these(
         &mut self,
         published: Arc<Published>,
         shelf: Option<&mut Shelf>,
         following: bool,
     ) -> Result<bool, Error> {
         let Some(mut packs) = Packs::find(published, self.subject.geometry)? else { return Ok(false) };
-        self.follower.pass_over_holes(packs.tree());
+        self.follower.pass_over_holes();
         let start = packs.start()?;
         if !following {
             let script = (0..start.count()).flat_map(|frame| start.runs(frame).to_vec()).collect();
@@ -305,17 +344,27 @@ impl Pupil {
         }
         self.follower.fetch_packs(start);
         let closing = || self.common.is_closing();
-        // The name stands for the contents.
-        let kept = shelf.as_ref().filter(|shelf| shelf.published_validator().as_deref() == Some(packs.name()));
-        let bytes = match kept.and_then(|shelf| shelf.published()) {
-            Some(bytes) => bytes,
-            None => packs.model(&closing)?,
-        };
         let name = format!("the model in {}", packs.name());
-        let model = Model::read(&name, &bytes[..])?;
-        let index = packs.index(&model, &closing)?;
+        let kept = shelf.as_ref().filter(|shelf| shelf.published_validator().as_deref() == Some(packs.edition()));
+        let kept = kept.and_then(|shelf| shelf.published());
+        let kept = kept.filter(|bytes| bytes.len() as u64 == packs.model_bytes());
+        let fitting = kept.and_then(|bytes| {
+            let model = Model::read(&name, &bytes[..]).ok()?;
+            // One that does not fit these packs after all is fetched again.
+            let index = packs.index(&model, &closing).ok()?;
+            Some((bytes, model, index))
+        });
+        let (bytes, model, index) = match fitting {
+            Some(fitting) => fitting,
+            None => {
+                let bytes = packs.model(&closing)?;
+                let model = Model::read(&name, &bytes[..])?;
+                let index = packs.index(&model, &closing)?;
+                (bytes, model, index)
+            }
+        };
         self.follower.fetch_packs(index);
-        let validator = Some(packs.name().to_owned());
+        let validator = Some(packs.edition().to_owned());
         let new = self.heed(&name, shelf, bytes, validator)?;
         if !new && !following {
             // It is on the shelf, and could not be read there.

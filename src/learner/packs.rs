@@ -20,13 +20,17 @@ use crate::tree::Tree;
 /// a second of it at most.
 const PIECE: u64 = 256 << 10;
 
+/// Hexadecimal digits of the header's hash that an edition has: nobody finds another header with the same 16 bytes.
+const EDITION_DIGITS: usize = 32;
+
 /// The packs of an image.
 pub(super) struct Packs {
     published: Arc<Published>,
     tree: Arc<Tree>,
     header: Header,
-    /// Of the file, at the origin: another one has other contents.
+    /// Of the file, at the origin.
     name: String,
+    edition: String,
     opener: Option<Arc<Opener>>,
 }
 
@@ -36,9 +40,9 @@ impl Packs {
     /// # Errors
     /// Why the origin does not answer, or what is wrong with what it has.
     pub fn find(published: Arc<Published>, geometry: Geometry) -> Result<Option<Self>, Error> {
-        published.contact().map_err(refusal)?;
-        let (Some(tree), Some(file)) = (published.tree().cloned(), published.packs()) else { return Ok(None) };
-        let (name, head) = (file.name.clone(), file.head.clone());
+        let found = published.find_packs().map_err(refusal)?;
+        let (Some(tree), Some(file)) = (published.tree().cloned(), found) else { return Ok(None) };
+        let (name, head) = (file.name, file.head);
         let unusable = |why: String| Err(Error::new(errno::EINVAL, format!("{name}: {why}; its packs are left alone")));
         let header = Header::decode(&name, &head)?;
         if header.root != tree.root() {
@@ -51,7 +55,8 @@ impl Packs {
             let (theirs, ours) = (tree.geometry().block_bytes(), geometry.block_bytes());
             return unusable(format!("of blocks of {theirs} bytes, here they have {ours} (block_size)"));
         }
-        Ok(Some(Self { published, tree, header, name, opener: None }))
+        let edition = format!("{name} {}", &blake3::hash(&header.encode()).to_hex()[..EDITION_DIGITS]);
+        Ok(Some(Self { published, tree, header, name, edition, opener: None }))
     }
 
     /// The file's name at the origin.
@@ -59,9 +64,16 @@ impl Packs {
         &self.name
     }
 
-    /// The hash tree of the image.
-    pub fn tree(&self) -> Arc<Tree> {
-        self.tree.clone()
+    /// What tells the model of these packs from that of others. Not the name alone: that is no more than what a place says.
+    /// The header has the lengths of all parts and the checksum of the index, which no other model makes sense with.
+    pub fn edition(&self) -> &str {
+        &self.edition
+    }
+
+    /// Length of the model's file, in bytes.
+    pub fn model_bytes(&self) -> u64 {
+        let range = self.header.model();
+        range.end - range.start
     }
 
     /// The first frames.
@@ -104,7 +116,7 @@ impl Packs {
             Some(opener) => opener.replace(index.clone()),
             None => {
                 let opener = Arc::new(Opener::new(index.clone()));
-                self.published.set_frames(opener.clone());
+                self.published.set_frames(&self.name, opener.clone());
                 self.opener = Some(opener);
             }
         }

@@ -169,6 +169,13 @@ impl Shelf {
         }
     }
 
+    /// Forgets all models, as the published one may be false: what was learnt on top of it is learnt anew.
+    pub fn distrust(&mut self) {
+        if std::mem::take(&mut self.ledger) != Ledger::default() {
+            self.write_ledger();
+        }
+    }
+
     fn whole(&self, name: &str, crc: u32) -> Option<Vec<u8>> {
         let bytes = publisher::read(&self.directory.path().join(name)).ok()?;
         (crc32c::crc32c(&bytes) == crc).then_some(bytes)
@@ -283,6 +290,17 @@ mod tests {
             fs::write(dir.path().join(LEDGER), damaged).unwrap();
             assert_eq!(shelf(dir.path(), "x").ledger, Ledger::default(), "{damaged:?}");
         }
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_model_that_is_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = shelf(dir.path(), "x");
+        first.publish(b"theirs", Some("p.vmk 00".to_owned()));
+        first.keep_learnt(b"both", BTreeMap::from([("a.vms".to_owned(), 7)]));
+        first.distrust();
+        let again = shelf(dir.path(), "x");
+        assert!(again.published().is_none() && again.learnt().is_none() && !again.knows("a.vms", 7));
     }
 
     #[test]

@@ -137,6 +137,10 @@ impl Source for FaultSource {
         }
     }
 
+    fn renew(&self, lane: usize) {
+        self.inner.renew(lane);
+    }
+
     fn abort(&self) {
         *self.aborted.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.abort.notify_all();

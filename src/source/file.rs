@@ -148,7 +148,7 @@ fn validator(meta: &Metadata, size: u64) -> String {
 }
 
 fn changed(path: &Path) -> Error {
-    Error::new(errno::ESTALE, format!("image {} changed; start over with a new cache", path.display()))
+    Error::new(errno::ESTALE, format!("image {} changed{}", path.display(), super::ADVICE_CHANGED))
 }
 
 #[cfg(test)]

@@ -420,6 +420,10 @@ impl Source for HttpSource {
         }
     }
 
+    fn renew(&self, lane: usize) {
+        self.lanes.lock(lane).renew();
+    }
+
     fn abort(&self) {
         self.wiring.abort();
     }

@@ -247,6 +247,10 @@ impl Source for MirrorSource {
         }
     }
 
+    fn renew(&self, lane: usize) {
+        self.mirrors.iter().filter_map(|mirror| mirror.source.as_ref()).for_each(|source| source.renew(lane));
+    }
+
     fn abort(&self) {
         self.mirrors.iter().filter_map(|mirror| mirror.source.as_ref()).for_each(|source| source.abort());
     }
@@ -287,9 +291,10 @@ fn lost(health: &[Health]) -> FetchError {
 }
 
 /// Passes on and remembers how far the range has come.
-struct Progress<'a> {
-    sink: &'a mut dyn Sink,
-    at: u64,
+pub(super) struct Progress<'a> {
+    pub sink: &'a mut dyn Sink,
+    /// The first byte that was not passed on.
+    pub at: u64,
 }
 
 impl Sink for Progress<'_> {

@@ -64,6 +64,9 @@ use crate::error::{Error, errno};
 /// on one. Their numbers follow [`crate::config::CONNECTIONS_MAX`].
 pub(crate) const LANES_SPARE: usize = 3;
 
+/// What to do when an image is not the one any more that a cache was made from.
+const ADVICE_CHANGED: &str = "; start over with a new cache";
+
 /// What pins an image: the same identity means the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -152,6 +155,12 @@ pub trait Source: Send + Sync {
     /// Makes a connection ready for `lane` ahead of its next fetch, if none is. Failing is no error. Blocks like
     /// a fetch, so the lane's own worker calls it, when it has nothing else to do.
     fn warm(&self, lane: usize) {
+        let _ = lane;
+    }
+
+    /// Has the next fetch of `lane` use a new connection, as what came over this one was damaged. The lane's own worker
+    /// calls it.
+    fn renew(&self, lane: usize) {
         let _ = lane;
     }
 
@@ -257,7 +266,7 @@ fn open_place(url: &str, options: &HttpOptions, pinned: Option<&Identity>) -> Re
 fn place_name(url: &str) -> Result<String, Error> {
     match scheme(url) {
         Some("http" | "https") => http::shown(url),
-        Some("file" | "pattern") | None => Ok(published::unpinned(url).to_owned()),
+        Some("file" | "pattern") | None => published::shown(url),
         Some(_) => Err(Error::option(
             "source",
             // Only the scheme is repeated: the rest may hold a password.

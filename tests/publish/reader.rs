@@ -62,6 +62,80 @@ fn what_a_cache_holds_is_compared_with_what_was_published() {
 }
 
 #[test]
+fn a_cache_is_compared_with_the_version_it_was_made_from_wherever_that_lies() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    small_image(&at("disk.img"));
+    let link = publish(&at("disk.img"), &at("site"), &[]);
+    let mirror = link.replace("/site/", "/gone/");
+    let cache = |name: &str, places: &[String]| {
+        let options = [format!("cache={}", text(&at(name))), "fill=off".to_owned()];
+        let open = Image::open(places.iter().chain(&options)).unwrap();
+        open.read_at(0, &mut [0; 50_000]).unwrap();
+        open.flush().unwrap();
+        open.close().unwrap();
+    };
+    // One place alone, and one behind another that was lost since.
+    let copied = std::process::Command::new("cp").arg("-r").args([at("site"), at("gone")]).status().unwrap();
+    assert!(copied.success());
+    cache("c", &[format!("source={link}")]);
+    cache("m", &[format!("source={mirror}"), format!("mirror={link}")]);
+    std::fs::remove_dir_all(at("gone")).unwrap();
+    // A newer version takes the place of the pointer; the cache knows where the older one lies.
+    image(&at("new.img"), 1 << 20, &[(0, 1 << 20)]);
+    publish(&at("new.img"), &at("site"), &["--name", "disk"]);
+    let kept = std::fs::read(at("c/disk.origin")).unwrap();
+    for cache in ["c", "m"] {
+        let said = said(0, &["verify", text(&at(cache)), "--progress"]);
+        assert!(said.contains(&link[link.len() - 64..]) && said.contains("different  0 blocks"), "{said}");
+        assert!(said.contains("compared"), "{said}");
+    }
+    assert!(std::fs::read(at("c/disk.origin")).unwrap() == kept);
+    // What cannot be found is asked for.
+    std::fs::rename(at("site"), at("moved")).unwrap();
+    let told = said(1, &["verify", text(&at("c"))]);
+    assert!(told.contains("give its link as well") && told.contains(&link[link.len() - 65..]), "{told}");
+}
+
+#[test]
+fn holes_are_not_read_and_what_lies_in_one_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // To read a hole of this size takes minutes.
+    let size = 512 << 30;
+    image(&at("disk.img"), size, &[(0, 1 << 20), (size - 4096, 4096)]);
+    let link = publish(&at("disk.img"), &at("site"), &["--link"]);
+    let whole = said(0, &["verify", text(&at("disk.img")), &link]);
+    assert!(whole.contains(&format!("held       {} blocks", size / 4096)), "{whole}");
+    image(&at("copy.img"), size, &[(0, 1 << 20), (size - 4096, 4096)]);
+    let copy = std::fs::File::options().write(true).open(at("copy.img")).unwrap();
+    copy.write_all_at(&[1], 7 << 30).unwrap();
+    let spoiled = said(1, &["verify", text(&at("copy.img")), &link]);
+    assert!(spoiled.contains(&format!("  bytes {}-{}\n", 7_u64 << 30, (7_u64 << 30) + 4095)), "{spoiled}");
+    assert!(spoiled.contains("different  1 blocks"), "{spoiled}");
+}
+
+#[test]
+fn what_is_to_be_reused_is_looked_at_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    small_image(&at("disk.img"));
+    let link = publish(&at("disk.img"), &at("site"), &[]);
+    let refused = |source: &str, old: &Path| {
+        let said = said(1, &["fetch", source, "-o", text(&at("x")), "--reuse", text(old)]);
+        assert!(!at("x").exists() && !at("x.vmj").exists(), "{said}");
+        said
+    };
+    assert!(refused(&link, &at("none")).contains("none"));
+    assert!(refused(&link, Path::new("/dev/null")).contains("neither a file nor a block device"));
+    assert!(refused(text(&at("disk.img")), &at("disk.img")).contains("not published"));
+    std::fs::copy(at("disk.img"), at("x")).unwrap();
+    std::os::unix::fs::symlink(at("x"), at("same")).unwrap();
+    let own = said(1, &["fetch", &link, "-o", text(&at("x")), "--reuse", text(&at("same"))]);
+    assert!(own.contains("what is to be made") && !at("x.vmj").exists(), "{own}");
+}
+
+#[test]
 fn what_an_older_version_has_is_not_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

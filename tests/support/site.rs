@@ -117,6 +117,12 @@ impl Site {
         })
     }
 
+    /// Serves the site, and `other` to the requests that `which` picks.
+    pub fn serve_or(&self, other: &Self, which: impl Fn(&Seen) -> bool + Send + Sync + 'static) -> BadServer {
+        let (files, others) = (self.files.clone(), other.files.clone());
+        BadServer::start(move |seen, wire| serve(if which(seen) { &others } else { &files }, seen, wire))
+    }
+
     /// The link to the image at this server.
     pub fn link(&self, server: &BadServer) -> String {
         format!("{}#{}", server.url("/disk.vmp"), self.root())

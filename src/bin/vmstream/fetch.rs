@@ -24,14 +24,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// FILE is an ordinary raw image.
 #[derive(Args)]
 pub struct FetchArgs {
-    /// The raw image: http://, https://, file: or pattern:SIZE
+    /// The raw image (http://, https://, file: or pattern:SIZE), or the link to a published one: URL.vmp#HASH
     pub url: String,
 
     /// Where to put the image
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 
-    /// Copy from this cache or raw image what a published image has as well, such as an older version of it; repeatable
+    /// Copy from this cache, raw image or block device what a published image has as well, such as an older version of it; repeatable
     #[arg(long, value_name = "OLD")]
     pub reuse: Vec<PathBuf>,
 
@@ -65,11 +65,12 @@ pub fn run(args: &FetchArgs) -> Result<Outcome> {
         "prefetch=none".to_owned(),
     ];
     options.extend(args.options.iter().cloned());
+    let olds = reuse::open(&args.reuse, &args.url, &args.output)?;
     let image = Image::open(&options)?;
     opened.done();
-    for old in &args.reuse {
+    for old in &olds {
         let copied = reuse::copy(&image, old, &|| stop.load(Ordering::Acquire) != 0)?;
-        log::info!("{} copied from {}", progress::size(copied), old.display());
+        log::info!("{} copied from {}", progress::size(copied), old.path().display());
     }
     if !args.reuse.is_empty() {
         image.flush()?;

@@ -33,7 +33,7 @@ const SESSION_THREADS: usize = 4;
 /// foreground until the file system is unmounted or SIGINT or SIGTERM comes; a second signal ends it at once.
 #[derive(Args)]
 pub struct MountArgs {
-    /// The raw image: http://, https://, file: or pattern:SIZE
+    /// The raw image (http://, https://, file: or pattern:SIZE), or the link to a published one: URL.vmp#HASH
     pub url: String,
 
     /// Existing directory to mount on

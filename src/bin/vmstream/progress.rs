@@ -131,7 +131,7 @@ pub fn size(bytes: u64) -> String {
 }
 
 /// Rounded down, so that 100 % means complete and nothing less does.
-fn percent(part: u64, whole: u64) -> String {
+pub fn percent(part: u64, whole: u64) -> String {
     if whole == 0 || part >= whole {
         return "100 %".to_owned();
     }

@@ -113,6 +113,11 @@ impl Document {
         self.0.requests()
     }
 
+    /// Has the next fetch of `lane`, of this file or one beside it, use a new connection.
+    pub(in crate::source) fn renew(&self, lane: usize) {
+        self.0.renew(lane);
+    }
+
     /// Makes a fetch that is under way return soon, and later ones at once.
     pub fn abort(&self) {
         self.0.abort();

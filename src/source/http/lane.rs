@@ -149,6 +149,12 @@ impl Lane {
         }
     }
 
+    /// Gives up the connections that it has: the next request makes a new one.
+    pub fn renew(&mut self) {
+        self.agents.clear();
+        self.last_good = None;
+    }
+
     /// The buffer for bodies, full-sized.
     pub fn take_buffer(&mut self) -> Vec<u8> {
         let mut buffer = std::mem::take(&mut self.buffer);

@@ -10,6 +10,7 @@ use ureq::http::{HeaderMap, StatusCode, header};
 
 use super::validator::{Validator, seconds, text};
 use crate::error::errno;
+use crate::source::ADVICE_CHANGED;
 
 /// Longest wait a server may ask of us with Retry-After: beyond this a date is taken for a wrong clock.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
@@ -133,7 +134,7 @@ fn not_satisfiable(headers: &HeaderMap, expected: &Expected<'_>) -> Refused {
 }
 
 fn changed(how: String) -> Refused {
-    fatal(errno::ESTALE, format!("the image changed on the server: {how}; start over with a new cache"))
+    fatal(errno::ESTALE, format!("the image changed on the server: {how}{ADVICE_CHANGED}"))
 }
 
 fn same_image(headers: &HeaderMap, expected: &Expected<'_>, total: u64) -> Result<(), Refused> {

@@ -55,11 +55,35 @@ impl Address {
             Self::File(path) => {
                 use std::os::unix::ffi::OsStringExt;
                 let name = std::ffi::OsString::from_vec(percent_decoded(name));
-                let folder = path.parent().unwrap_or(Path::new(""));
-                format!("file:{}", folder.join(name).display())
+                file_url(&path.parent().unwrap_or(Path::new("")).join(name))
             }
         }
     }
+}
+
+/// The name of a place that is no web server: what its option says, without a root hash. The path of a pointer is absolute
+/// in it, as a cache keeps it, to be found from everywhere.
+pub fn shown(source: &str) -> Result<String> {
+    match Address::parse(source)? {
+        Some((Address::File(path), _)) => Ok(file_url(&std::path::absolute(&path).unwrap_or(path))),
+        _ => Ok(unpinned(source).to_owned()),
+    }
+}
+
+/// A path as a source option. Only a URL in earnest can hold any path: one that is no text, and one that begins with two
+/// slashes, which would name a host. Both are absolute.
+fn file_url(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) if !text.starts_with("//") => format!("file:{text}"),
+        _ => format!("file://{}", percent_encoded(path)),
+    }
+}
+
+/// A path as that of a URL.
+fn percent_encoded(path: &Path) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+    let encoded = |&byte: &u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    path.as_os_str().as_encoded_bytes().iter().map(encoded).collect()
 }
 
 /// A link to a published image without its root hash; anything else as it is.
@@ -104,6 +128,16 @@ mod tests {
     }
 
     #[test]
+    fn a_place_is_called_what_leads_there_from_everywhere() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(shown("a/d.vmp").unwrap(), format!("file:{}/a/d.vmp", here.display()));
+        assert_eq!(shown(&format!("file:///a/d%FF.vmp#{ROOT}")).unwrap(), "file:///a/d%FF.vmp");
+        for plain in ["a/disk.img", "pattern:1M"] {
+            assert_eq!(shown(plain).unwrap(), plain);
+        }
+    }
+
+    #[test]
     fn half_a_root_is_an_error_and_not_a_trust_in_whatever_comes() {
         for bad in ["http://h/d.vmp#", &format!("http://h/d.vmp#{}", &ROOT[1..]), "d.vmp#x"] {
             assert!(Address::parse(bad).unwrap_err().to_string().contains("64"), "{bad}");
@@ -116,5 +150,9 @@ mod tests {
         assert_eq!(beside("http://u:p@h/a/d.vmp?s=/x", "b/d.raw"), "http://u:p@h/a/b/d.raw?s=/x");
         assert_eq!(beside("/a/d.vmp", "b/d%20e.raw"), "file:/a/b/d e.raw");
         assert_eq!(beside("d.vmp", "d.raw"), "file:d.raw");
+        for odd in ["//a/d.vmp", "file:////a/d.vmp", "file:///a%FFb/%25/d.vmp", "file:///a/b%20%C3%BC/d.vmp"] {
+            let folder = path_of(odd).unwrap().parent().unwrap().to_owned();
+            assert_eq!(path_of(&beside(odd, "b/d.raw")).unwrap(), folder.join("b/d.raw"), "{odd}");
+        }
     }
 }

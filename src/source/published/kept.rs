@@ -15,23 +15,27 @@ pub const KEPT_ENDING: &str = ".origin";
 
 /// A file that holds the text of a pointer.
 #[derive(Debug)]
-pub(super) struct Kept(pub PathBuf);
+pub(super) struct Kept {
+    pub path: PathBuf,
+    /// Somebody else's: it is read and never changed.
+    pub read_only: bool,
+}
 
 impl Kept {
     /// The pointer to the version with this root, if it is kept. Anything else is as good as nothing.
     pub fn read(&self, root: Root) -> Option<Pointer> {
         let mut bytes = Vec::new();
-        let file = std::fs::File::open(&self.0).ok()?;
+        let file = std::fs::File::open(&self.path).ok()?;
         file.take(POINTER_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).ok()?;
         Pointer::parse(&bytes).ok().filter(|pointer| pointer.root == root)
     }
 
     /// Keeps a pointer. Failing costs no more than what keeping it would have gained, and is told of.
     pub fn write(&self, pointer: &Pointer) {
-        if self.read(pointer.root).as_ref() == Some(pointer) {
+        if self.read_only || self.read(pointer.root).as_ref() == Some(pointer) {
             return;
         }
-        let path = &self.0;
+        let path = &self.path;
         if !self.is_ours() {
             return log::warn!("{} is a file of somebody else: the pointer is not kept there", path.display());
         }
@@ -42,15 +46,15 @@ impl Kept {
 
     /// Removes it.
     pub fn remove(&self) {
-        if self.is_ours() {
-            let _ = std::fs::remove_file(&self.0);
+        if !self.read_only && self.is_ours() {
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 
     /// True unless there is something else than a pointer.
     fn is_ours(&self) -> bool {
         let mut bytes = Vec::new();
-        match std::fs::File::open(&self.0) {
+        match std::fs::File::open(&self.path) {
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,
             Ok(file) => {
                 let read = file.take(POINTER_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
@@ -84,19 +88,23 @@ mod tests {
     #[test]
     fn only_the_version_that_is_wanted_is_found_again() {
         let folder = tempfile::tempdir().unwrap();
-        let kept = Kept(folder.path().join("disk.vmp"));
+        let kept = Kept { path: folder.path().join("disk.vmp"), read_only: false };
         let (one, two) = (pointer("1"), pointer("2"));
         assert_eq!(kept.read(one.root), None);
         kept.write(&one);
         assert_eq!((kept.read(one.root), kept.read(two.root)), (Some(one.clone()), None));
         kept.write(&two);
         assert_eq!(kept.read(two.root), Some(two.clone()));
+        let reader = Kept { path: kept.path.clone(), read_only: true };
+        reader.write(&one);
+        reader.remove();
+        assert_eq!(reader.read(two.root), Some(two.clone()));
         kept.remove();
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        std::fs::write(&kept.0, "of somebody else").unwrap();
+        std::fs::write(&kept.path, "of somebody else").unwrap();
         assert_eq!(kept.read(two.root), None);
         kept.write(&two);
         kept.remove();
-        assert_eq!(std::fs::read(&kept.0).unwrap(), b"of somebody else");
+        assert_eq!(std::fs::read(&kept.path).unwrap(), b"of somebody else");
     }
 }

@@ -6,26 +6,31 @@
 
 mod address;
 mod checked;
+mod chosen;
 mod collect;
 mod kept;
+mod lies;
 mod opener;
 mod pages;
 mod place;
 mod pointer;
 mod source;
 
+pub(super) use address::shown;
 pub use address::{Address, POINTER_ENDING, unpinned};
 pub use pointer::{NamedFile, POINTER_BYTES_MAX, Pointer, is_name};
 pub use source::{PublishedSource, root_of};
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{FetchError, Stop};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
-use crate::tree::{Lie, Root, Tree};
+use crate::tree::{Lie, PageId, Root, Tree};
+use chosen::Chosen;
 pub use kept::KEPT_ENDING;
 use kept::Kept;
 pub(super) use opener::{Link, Opener};
@@ -58,6 +63,14 @@ pub trait Frames: Send + Sync {
     /// The blocks that a frame holds.
     fn blocks_of(&self, frame: u32) -> Vec<BlockRange>;
 
+    /// The pages that are not here, are needed to check the blocks of `frames`, and come neither with these nor with those
+    /// that are `flying`: parents first. They are fetched beside. Without a better answer they are fetched when they are
+    /// found to be missing.
+    fn lacking(&self, frames: Range<u32>, flying: &[Range<u32>], tree: &Tree) -> Vec<PageId> {
+        let _ = (frames, flying, tree);
+        Vec::new()
+    }
+
     /// Opens a frame: adds the pages of its proof to `tree`, checks every block, and then hands all of them out.
     ///
     /// # Errors
@@ -77,10 +90,22 @@ pub struct PacksFile {
     pub head: Arc<[u8]>,
 }
 
+/// A pointer that leads to what was published.
+struct Proved {
+    pointer: Pointer,
+    /// Whose it is.
+    place: String,
+    /// What was kept before.
+    before: Option<Pointer>,
+}
+
 /// The places of a published image, as far as others need them.
 pub trait Contact: Send + Sync {
     /// Learns what there is to learn, if nobody has: afterwards [`Published::tree`] answers. Blocks.
     fn contact(&self) -> Result<(), FetchError>;
+
+    /// Learns which packs the place has, if none are in use. Blocks.
+    fn offer_packs(&self) -> Result<(), FetchError>;
 
     /// `length` bytes from `offset` of the packs file. Blocks.
     fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError>;
@@ -95,10 +120,10 @@ pub trait Contact: Send + Sync {
 pub struct Published {
     root: OnceLock<Root>,
     tree: OnceLock<Arc<Tree>>,
-    packs: OnceLock<PacksFile>,
     sessions: OnceLock<String>,
-    frames: OnceLock<Arc<dyn Frames>>,
-    pointer: OnceLock<Pointer>,
+    packs: Chosen,
+    packs_lied: AtomicBool,
+    pointer: RwLock<Option<Proved>>,
     kept: OnceLock<Kept>,
     places: RwLock<Vec<Arc<dyn Contact>>>,
 }
@@ -124,8 +149,8 @@ impl Published {
     }
 
     /// The packs; `None` before the first contact and when there are none.
-    pub fn packs(&self) -> Option<&PacksFile> {
-        self.packs.get()
+    pub fn packs(&self) -> Option<PacksFile> {
+        self.packs.file()
     }
 
     /// Where sessions of this image may be sent to, as an absolute URL; `None` before the first contact and when nobody
@@ -134,14 +159,15 @@ impl Published {
         self.sessions.get().map(String::as_str)
     }
 
-    /// What opens frames, once somebody has read the index of the packs.
-    pub fn frames(&self) -> Option<&Arc<dyn Frames>> {
-        self.frames.get()
+    /// Says what opens frames of the packs called `name`, once somebody has read their index.
+    pub fn set_frames(&self, name: &str, frames: Arc<dyn Frames>) {
+        self.packs.open_by(name, frames);
     }
 
-    /// Says what opens frames. The first answer holds.
-    pub fn set_frames(&self, frames: Arc<dyn Frames>) {
-        let _ = self.frames.set(frames);
+    /// True when a place was found to lie whose packs are used, or frames of them were not what the index said: what was
+    /// learnt of them is not worth keeping.
+    pub fn packs_lied(&self) -> bool {
+        self.packs_lied.load(Ordering::Relaxed)
     }
 
     /// Keeps the root; false when another is known.
@@ -154,9 +180,38 @@ impl Published {
         self.tree.get_or_init(|| Arc::new(tree))
     }
 
-    /// Keeps what the first place says of its packs.
+    /// Uses these packs from now on, unless others are used or these were refused.
     pub fn learn_packs(&self, packs: PacksFile) {
-        let _ = self.packs.set(packs);
+        self.packs.choose(packs);
+    }
+
+    /// Learns of packs, from whichever place has any. Blocks.
+    ///
+    /// # Errors
+    /// Those of the first contact; later ones of places that have none are logged.
+    pub fn find_packs(&self) -> Result<Option<PacksFile>, FetchError> {
+        self.contact()?;
+        for place in self.places() {
+            if self.packs().is_some() {
+                break;
+            }
+            match place.offer_packs() {
+                Ok(()) => {}
+                Err(FetchError::Stopped) => return Err(FetchError::Stopped),
+                Err(failure) => log::debug!("asked for packs: {failure:?}"),
+            }
+        }
+        Ok(self.packs())
+    }
+
+    /// Leaves the packs in use for those of another place; false when no place has others. Blocks.
+    pub fn replace_packs(&self) -> bool {
+        let Some(refused) = self.packs.refuse() else { return false };
+        let found = self.find_packs().is_ok_and(|packs| packs.is_some());
+        if !found {
+            self.packs.restore(refused);
+        }
+        found
     }
 
     /// Keeps where sessions may be sent to.
@@ -164,24 +219,55 @@ impl Published {
         let _ = self.sessions.set(url);
     }
 
-    /// The pointer to this version; `None` before the first contact.
-    pub fn pointer(&self) -> Option<&Pointer> {
-        self.pointer.get()
+    /// The pointer to this version; `None` before a block was read of the image that one names, and proved right.
+    pub fn pointer(&self) -> Option<Pointer> {
+        self.proved().as_ref().map(|proved| proved.pointer.clone())
     }
 
-    fn learn_pointer(&self, pointer: &Pointer) {
-        let pointer = self.pointer.get_or_init(|| pointer.clone());
-        if let Some(kept) = self.kept.get() {
-            kept.write(pointer);
+    fn proved(&self) -> RwLockReadGuard<'_, Option<Proved>> {
+        self.pointer.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the pointer that the place called `place` has proved, unless one is kept that was proved before.
+    fn learn_pointer(&self, place: &str, pointer: &Pointer) {
+        if self.proved().is_some() {
+            return;
+        }
+        let mut proved = self.pointer.write().unwrap_or_else(PoisonError::into_inner);
+        if proved.is_none() {
+            let before = self.kept();
+            if let Some(kept) = self.kept.get() {
+                kept.write(pointer);
+            }
+            *proved = Some(Proved { pointer: pointer.clone(), place: place.to_owned(), before });
+        }
+    }
+
+    /// The place called `place` was found to lie, after it may have proved its pointer: what was kept before takes its
+    /// place, until another one has proved its own.
+    fn unlearn_pointer(&self, place: &str) {
+        let mut proved = self.pointer.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(lying) = proved.take_if(|proved| proved.place == place) else { return };
+        match (self.kept.get(), lying.before) {
+            (Some(kept), Some(before)) => kept.write(&before),
+            (Some(kept), None) => kept.remove(),
+            (None, _) => {}
         }
     }
 
     /// From now on keeps the pointer in the file at `path`, and finds this version by it when the origin has another.
     pub fn keep_pointer(&self, path: PathBuf) {
-        let kept = self.kept.get_or_init(|| Kept(path));
-        if let Some(pointer) = self.pointer.get() {
-            kept.write(pointer);
+        let kept = self.kept.get_or_init(|| Kept { path, read_only: false });
+        if let Some(proved) = &mut *self.pointer.write().unwrap_or_else(PoisonError::into_inner) {
+            proved.before = self.kept();
+            kept.write(&proved.pointer);
         }
+    }
+
+    /// Finds this version by the pointer in the file at `path`, which is a cache's and stays as it is, when the origin has
+    /// another.
+    pub fn recall_pointer(&self, path: PathBuf) {
+        let _ = self.kept.set(Kept { path, read_only: true });
     }
 
     /// Removes the file of [`Published::keep_pointer`].
@@ -248,11 +334,14 @@ impl Published {
         }
     }
 
+    fn places(&self) -> Vec<Arc<dyn Contact>> {
+        self.places.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Asks one place after the other until one answers.
     fn ask<T>(&self, question: impl Fn(&dyn Contact) -> Result<T, FetchError>) -> Result<T, FetchError> {
-        let places = self.places.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut failed = None;
-        for place in places {
+        for place in self.places() {
             match question(&*place) {
                 // The image is closing.
                 Err(FetchError::Stopped) => return Err(FetchError::Stopped),
@@ -281,6 +370,10 @@ mod tests {
     impl Contact for Place {
         fn contact(&self) -> Result<(), FetchError> {
             self.0.map(|_| ()).map_err(|()| FetchError::transient("away"))
+        }
+
+        fn offer_packs(&self) -> Result<(), FetchError> {
+            self.contact()
         }
 
         fn read_packs(&self, _: u64, length: u64) -> Result<Vec<u8>, FetchError> {

@@ -13,10 +13,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::collect::Collector;
-use super::lie_of;
+use super::lies::Lies;
 use crate::block::BlockRange;
 use crate::config::CONNECTIONS_MAX;
-use crate::error::Error;
+use crate::error::{Error, errno};
 use crate::source::{FetchError, Source};
 use crate::sys::with_signals_blocked;
 use crate::tree::{PageId, Tree};
@@ -43,6 +43,8 @@ struct Shared {
     /// The place's tree file.
     file: Arc<dyn Source>,
     tree: Arc<Tree>,
+    /// Those of the place.
+    lies: Arc<Lies>,
     state: Mutex<State>,
     news: Condvar,
 }
@@ -95,7 +97,7 @@ impl Shared {
         match result {
             Ok(pages) => {
                 state.early.extend(pages);
-                if let Err(failure) = self.take_in(&mut state) {
+                if let Err(failure) = self.take_in(&mut state, lane) {
                     state.failed(failure);
                 }
             }
@@ -126,8 +128,8 @@ impl Shared {
     }
 
     /// Adds to the tree what arrived, from the top down; what lacks the page above it stays. A lie among it keeps nothing
-    /// else from being added.
-    fn take_in(&self, state: &mut State) -> Result<(), Failure> {
+    /// else from being added; one that is forgiven, and came over `lane`, is none: its page is missing again.
+    fn take_in(&self, state: &mut State, lane: usize) -> Result<(), Failure> {
         let mut early = std::mem::take(&mut state.early);
         early.sort_by_key(|(page, _)| std::cmp::Reverse(page.level));
         let mut told = Ok(());
@@ -138,8 +140,12 @@ impl Shared {
                 Err(lie) => {
                     state.flying.remove(&page);
                     let (offset, length) = self.tree.extent(page);
-                    let at = format!("{}, bytes {offset}-{}", self.file.name(), offset + length - 1);
-                    told = Err(Failure::of(lie_of(&at, lie)));
+                    let lie = format!("{}, bytes {offset}-{}: {lie}", self.file.name(), offset + length - 1);
+                    if self.lies.forgive(&lie) {
+                        self.file.renew(lane);
+                    } else {
+                        told = Err(Failure::Fatal(errno::EIO, lie));
+                    }
                 }
             }
         }
@@ -179,16 +185,27 @@ impl State {
 
 impl Pages {
     /// The pages of `tree` that lie in `file`.
-    pub fn new(file: Arc<dyn Source>, tree: Arc<Tree>) -> Self {
+    pub fn new(file: Arc<dyn Source>, tree: Arc<Tree>, lies: Arc<Lies>) -> Self {
         let (state, news) = (Mutex::default(), Condvar::new());
-        Self { shared: Arc::new(Shared { file, tree, state, news }), aides: Mutex::default() }
+        Self { shared: Arc::new(Shared { file, tree, lies, state, news }), aides: Mutex::default() }
     }
 
     /// Sees to it that what is missing to check `range` is on its way. Does not wait. Answers how many jobs had failed
     /// so far, for [`Pages::settle`].
     pub fn want(&self, range: BlockRange) -> u64 {
-        let mut state = self.shared.state();
+        let state = self.shared.state();
         let missing = self.shared.tree.missing(range);
+        self.send_for(state, missing)
+    }
+
+    /// The same for these pages, as far as they are missing.
+    pub fn want_pages(&self, mut pages: Vec<PageId>) {
+        let state = self.shared.state();
+        pages.retain(|page| self.shared.tree.page(*page).is_none());
+        self.send_for(state, pages);
+    }
+
+    fn send_for(&self, mut state: MutexGuard<'_, State>, missing: Vec<PageId>) -> u64 {
         let missing: Vec<PageId> = missing.into_iter().filter(|page| !state.flying.contains(page)).collect();
         if missing.is_empty() || state.closing {
             return state.failures;
@@ -329,7 +346,7 @@ mod tests {
         let identity = Identity { size: file.len() as u64, validator: None, mtime_s: None };
         let control = FaultControl::default();
         let file = FaultSource::controlled(Box::new(File(file, identity, AtomicU64::new(0))), control.clone());
-        (tree.clone(), Pages::new(Arc::new(file), tree), control)
+        (tree.clone(), Pages::new(Arc::new(file), tree, Arc::default()), control)
     }
 
     const LATE: BlockRange = BlockRange::new(128 * 128, BLOCKS);

@@ -4,11 +4,13 @@
 //! trip after that, the beginnings of tree and packs at once. What one place has told of the tree, no other is asked
 //! for again, because the root vouches for it.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::address::Address;
 use super::collect::Collector;
+use super::lies::{Lies, is_lie};
 use super::pages::Pages;
 use super::pointer::{NamedFile, POINTER_BYTES_MAX, Pointer};
 use super::{Contact, FIRST_BYTES, PACKS_FIRST_BYTES, PacksFile, Published, lie_of};
@@ -17,7 +19,7 @@ use crate::config::{CONNECTIONS_MAX, HttpOptions};
 use crate::error::{Error, errno};
 use crate::source::fault::{FaultSource, FaultSpec};
 use crate::source::http::Document;
-use crate::source::{FetchError, FileSource, Identity, Source};
+use crate::source::{ADVICE_CHANGED, FetchError, FileSource, Identity, Source};
 use crate::sys::with_signals_blocked;
 use crate::tree::{HEAD_BYTES, Head, PageId, Root, Tree};
 
@@ -31,7 +33,9 @@ pub(super) const LANE_ASIDE: usize = CONNECTIONS_MAX + 2;
 /// What to do when the version that a cache is bound to is no longer served.
 const ADVICE_BOUND: &str =
     "`vmstream fetch --reuse` of this cache makes one of the new version, with what did not change";
-/// The same when a link speaks of it.
+/// What a file means that is of another length than the pointer says, or changes while it is read.
+const ADVICE_FILE: &str = "; what was published must not be changed in place: publish it again, or use another mirror";
+/// What to do when no cache is, but a link speaks of it.
 const ADVICE_LINK: &str = "ask the publisher for the new link";
 
 /// A place.
@@ -51,6 +55,8 @@ pub(super) struct Place {
     /// The sources that are in use, to be aborted.
     opened: Mutex<Vec<Arc<dyn Source>>>,
     aborted: AtomicBool,
+    /// The damaged answers so far.
+    lies: Arc<Lies>,
     /// Why this place is of no use any more: error number and text.
     broken: OnceLock<(i32, String)>,
 }
@@ -60,12 +66,16 @@ pub(super) struct Files {
     pub image: Arc<dyn Source>,
     pub tree: Arc<Tree>,
     pub pages: Pages,
-    /// `None` when the place has no packs, or others than those that are used.
-    pub packs: Option<Arc<dyn Source>>,
+    /// `None` when the place has no packs. Others may be in use.
+    pub packs: Option<(NamedFile, Arc<dyn Source>)>,
     /// The packs were here and are not any more; others may have taken their place.
     pub packs_gone: AtomicBool,
-    /// When the image was last modified, as the pointer says.
-    pub mtime_s: Option<i64>,
+    /// Frames on their way from here.
+    pub frames_flying: Mutex<Vec<Range<u32>>>,
+    /// What led here.
+    pub pointer: Pointer,
+    /// A block of the image was right.
+    pub proved: AtomicBool,
 }
 
 impl Place {
@@ -93,6 +103,7 @@ impl Place {
             opening: Mutex::new(()),
             opened: Mutex::default(),
             aborted: AtomicBool::new(false),
+            lies: Arc::default(),
             broken: OnceLock::new(),
         })
     }
@@ -113,24 +124,62 @@ impl Place {
         if let Some(files) = self.files.get() {
             return Ok(files);
         }
-        let files = self.open().map_err(|failure| self.judged(failure))?;
+        let files = self.honest(LANE_CONTACT, || self.open())?;
         Ok(self.files.get_or_init(|| files))
+    }
+
+    /// Asks, over `lane`, and once more where the answer was damaged. Remembers a failure that is final.
+    pub fn honest<T>(&self, lane: usize, mut ask: impl FnMut() -> Result<T, FetchError>) -> Result<T, FetchError> {
+        loop {
+            match ask() {
+                Err(FetchError::Fatal(lie)) if is_lie(&lie) && self.forgives(&lie.to_string(), lane) => {}
+                result => return result.map_err(|failure| self.judged(failure)),
+            }
+        }
+    }
+
+    /// True when what `lie` speaks of is to be asked for once more over `lane`, which has a new connection then.
+    pub fn forgives(&self, lie: &str, lane: usize) -> bool {
+        let forgiven = self.lies.forgive(lie);
+        if forgiven && let Some(web) = &self.web {
+            web.renew(lane);
+        }
+        forgiven
     }
 
     /// Remembers a failure that is final.
     pub fn judged(&self, failure: FetchError) -> FetchError {
         if let FetchError::Fatal(error) = &failure {
             let _ = self.broken.set((error.errno(), error.to_string()));
+            if is_lie(error) {
+                self.common.unlearn_pointer(&self.name);
+                let packs = self.files.get().and_then(|files| files.packs.as_ref());
+                if packs.is_some_and(|(named, _)| self.common.packs.is(named)) {
+                    self.common.packs_lied.store(true, Ordering::Relaxed);
+                }
+            }
         }
         failure
     }
 
-    /// What it means that a file is gone that was here: the publisher has cleared an old version away.
-    pub fn cleared(&self, failure: FetchError) -> FetchError {
+    /// A block of the image was what was published, so what led there is worth keeping.
+    pub fn proved(&self, files: &Files) {
+        files.proved.store(true, Ordering::Relaxed);
+        self.common.learn_pointer(&self.name, &files.pointer);
+    }
+
+    /// What it means that a file is gone: when it was here, the publisher has cleared an old version away.
+    pub fn cleared(&self, files: &Files, failure: FetchError) -> FetchError {
         match failure {
             FetchError::Fatal(error) if error.errno() == errno::ENOENT => {
-                Error::new(errno::ESTALE, format!("{error}; it was published once: {ADVICE_BOUND}")).into()
+                let advice = if files.proved.load(Ordering::Relaxed) {
+                    format!("it was published once: {ADVICE_BOUND}")
+                } else {
+                    format!("the pointer at {} names it: publish the image there again", self.name)
+                };
+                Error::new(errno::ESTALE, format!("{error}; {advice}")).into()
             }
+            FetchError::Fatal(error) => reworded(error).into(),
             other => other,
         }
     }
@@ -143,7 +192,7 @@ impl Place {
         let packs = self.packs_of(&pointer);
         let (tree, packs_head) = std::thread::scope(|scope| {
             // What is known already is not asked for.
-            let wanted = packs.as_ref().filter(|_| self.common.packs().is_none());
+            let wanted = packs.as_ref().filter(|(named, _)| self.common.packs.may_be(named));
             let head = wanted.and_then(|(_, source)| {
                 let read =
                     move || read(&**source, LANE_CONTACT_PACKS, 0, source.identity().size.min(PACKS_FIRST_BYTES));
@@ -167,15 +216,13 @@ impl Place {
                 Err(failure) => log::warn!("{}: goes on without its packs: {}", self.name, told(&failure)),
             }
         }
-        let used = self.common.packs();
-        let packs = packs.filter(|(named, _)| used.is_some_and(|u| (&u.name, u.bytes) == (&named.name, named.bytes)));
         if let Some(sessions) = &pointer.sessions {
             let url = if sessions.contains("://") { sessions.clone() } else { self.address.beside(sessions) };
             self.common.learn_sessions(url);
         }
-        self.common.learn_pointer(&pointer);
-        let (pages, packs_gone) = (Pages::new(tree_file, tree.clone()), AtomicBool::new(false));
-        Ok(Files { image, tree, pages, packs: packs.map(|(_, source)| source), packs_gone, mtime_s: pointer.mtime_s })
+        let pages = Pages::new(tree_file, tree.clone(), self.lies.clone());
+        let (packs_gone, proved) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Files { image, tree, pages, packs, packs_gone, frames_flying: Mutex::default(), pointer, proved })
     }
 
     /// The pointer of the version that is wanted, and its image. When the place has a newer one by now, the pointer that
@@ -214,20 +261,32 @@ impl Place {
 
     /// The pointer, as it lies there now.
     fn pointer(&self) -> Result<Pointer, FetchError> {
-        let bytes = match (&self.web, &self.address) {
-            (Some(web), _) => web.fetch_small(POINTER_BYTES_MAX as u64)?,
+        loop {
+            match Pointer::parse(&self.pointer_bytes()?) {
+                Ok(pointer) => return Ok(pointer),
+                Err(error) => {
+                    let text = format!("{}: {error}", self.name);
+                    if !self.forgives(&text, LANE_CONTACT) {
+                        return Err(Error::new(error.errno(), text).into());
+                    }
+                }
+            }
+        }
+    }
+
+    fn pointer_bytes(&self) -> Result<Vec<u8>, FetchError> {
+        match (&self.web, &self.address) {
+            (Some(web), _) => web.fetch_small(POINTER_BYTES_MAX as u64),
             (None, Address::File(path)) => {
                 use std::io::Read;
                 let failed = |error| Error::io(format_args!("cannot read {}", path.display()), error);
                 let file = std::fs::File::open(path).map_err(failed)?;
                 let mut bytes = Vec::new();
                 file.take(POINTER_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-                bytes
+                Ok(bytes)
             }
-            (None, Address::Web(_)) => Vec::new(), // never: a web address has its document
-        };
-        let named = |error: Error| Error::new(error.errno(), format!("{}: {error}", self.name));
-        Ok(Pointer::parse(&bytes).map_err(named)?)
+            (None, Address::Web(_)) => Ok(Vec::new()), // never: a web address has its document
+        }
     }
 
     /// The packs that a pointer names, opened. What is wrong with them is no reason not to use the image.
@@ -262,7 +321,7 @@ impl Place {
 
     /// The tree's head and hole map, and the bytes that were read: more than those, as a rule.
     fn first_of_tree(&self, root: Root, file: &Arc<dyn Source>, length: u64) -> Result<(Tree, Vec<u8>), FetchError> {
-        let wrong = |error: Error| FetchError::Fatal(Error::new(error.errno(), format!("{}: {error}", file.name())));
+        let wrong = |error: Error| lie_of(&file.name(), error);
         let mut bytes = read(&**file, LANE_CONTACT, 0, length.min(FIRST_BYTES))?;
         let head = Head::decode(&bytes).map_err(wrong)?;
         if head.root() != root {
@@ -288,7 +347,7 @@ impl Place {
         let pinned = Identity { size: named.bytes, validator: None, mtime_s: None };
         let source: Box<dyn Source> = match &self.web {
             Some(web) => Box::new(web.beside(&named.name, named.bytes)?),
-            None => Box::new(FileSource::open(&self.address.beside(&named.name), Some(&pinned))?),
+            None => Box::new(FileSource::open(&self.address.beside(&named.name), Some(&pinned)).map_err(reworded)?),
         };
         let source: Arc<dyn Source> = match &self.faults {
             Some(spec) => Arc::new(FaultSource::new(source, spec.clone())),
@@ -335,25 +394,47 @@ impl Contact for Place {
         self.files().map(|_| ())
     }
 
+    fn offer_packs(&self) -> Result<(), FetchError> {
+        let files = self.files()?;
+        if let Some((NamedFile { name, bytes }, source)) = &files.packs
+            && !files.packs_gone.load(Ordering::Relaxed)
+        {
+            let head = read(&**source, LANE_ASIDE, 0, (*bytes).min(PACKS_FIRST_BYTES))?.into();
+            self.common.learn_packs(PacksFile { name: name.clone(), bytes: *bytes, head });
+        }
+        Ok(())
+    }
+
     fn read_packs(&self, offset: u64, length: u64) -> Result<Vec<u8>, FetchError> {
         match &self.files()?.packs {
-            Some(packs) => read(&**packs, LANE_ASIDE, offset, length),
-            None => Err(Error::new(errno::ENOTSUP, format!("{}: has not these packs", self.name)).into()),
+            Some((named, packs)) if self.common.packs.is(named) => read(&**packs, LANE_ASIDE, offset, length),
+            _ => Err(Error::new(errno::ENOTSUP, format!("{}: has not these packs", self.name)).into()),
         }
     }
 
     fn load(&self, range: BlockRange) -> Result<(), FetchError> {
         let pages = &self.files()?.pages;
         let failures = pages.want(range);
-        pages.settle(range, failures, LANE_ASIDE).map_err(|failure| self.judged(failure))
+        self.honest(LANE_ASIDE, || pages.settle(range, failures, LANE_ASIDE))
     }
 }
 
 /// Reads a piece of a file as a whole.
 fn read(source: &dyn Source, lane: usize, offset: u64, length: u64) -> Result<Vec<u8>, FetchError> {
     let mut bytes = Collector::new(length);
-    source.fetch(lane, offset, length, &mut bytes)?;
+    source.fetch(lane, offset, length, &mut bytes).map_err(|failure| match failure {
+        FetchError::Fatal(error) => reworded(error).into(),
+        other => other,
+    })?;
     bytes.whole().ok_or_else(|| FetchError::transient(format!("{}: sent less than asked for", source.name())))
+}
+
+/// An error of a file that knows nothing of publishing, with advice that fits here.
+pub(super) fn reworded(error: Error) -> Error {
+    match error.to_string().strip_suffix(ADVICE_CHANGED) {
+        Some(text) => Error::new(error.errno(), format!("{text}{ADVICE_FILE}")),
+        None => error,
+    }
 }
 
 fn image_of(pointer: &Pointer) -> NamedFile {

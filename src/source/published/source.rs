@@ -1,14 +1,15 @@
 //! A place of a published image as a source: what the engine asks for bytes and frames.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checked::{Checked, Wanted};
-use super::place::{Files, LANE_ASIDE, Place};
-use super::{FrameSink, Published};
+use super::place::{Files, LANE_ASIDE, Place, reworded};
+use super::{FrameSink, Frames, Published};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
+use crate::source::mirror::Progress;
 use crate::source::{FetchError, Identity, Sink, Source, Stop, within};
 use crate::tree::Root;
 
@@ -46,15 +47,20 @@ impl PublishedSource {
             None => {
                 let files = place.files()?;
                 let validator = Some(format!("{ROOT_PREFIX}{}", files.tree.root()));
-                Identity { size: files.tree.geometry().size(), validator, mtime_s: files.mtime_s }
+                Identity { size: files.tree.geometry().size(), validator, mtime_s: files.pointer.mtime_s }
             }
         };
         common.add_place(place.clone());
         Ok(Self { place, common, identity })
     }
 
-    fn fetch_checked(&self, lane: usize, range: Range<u64>, sink: &mut dyn Sink) -> Result<(), FetchError> {
-        let files = self.place.files()?;
+    fn fetch_checked(
+        &self,
+        files: &Files,
+        lane: usize,
+        range: Range<u64>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), FetchError> {
         let tree = &files.tree;
         let geometry = tree.geometry();
         let blocks = geometry.touched(range.start, range.end - range.start);
@@ -70,6 +76,7 @@ impl PublishedSource {
             let mut checked = Checked::new(files, failures, lane, run, &mut wanted);
             let result = files.image.fetch(lane, geometry.offset(run), geometry.length(run), &mut checked);
             checked.finish(result)?;
+            self.place.proved(files);
             at = run.end;
         }
         hole(&mut wanted, BlockRange { start: at, end: blocks.end })
@@ -85,7 +92,8 @@ impl PublishedSource {
         // Not final for the place: all else can be had from it.
         let without = |why: String| FetchError::Fatal(Error::new(errno::ENOTSUP, why));
         let packs = files.packs.as_ref().filter(|_| !files.packs_gone.load(Ordering::Relaxed));
-        let (Some(packs), Some(opener)) = (packs, self.common.frames()) else {
+        let chosen = packs.and_then(|(named, packs)| Some((packs, self.common.packs.frames_of(named)?)));
+        let Some((packs, opener)) = chosen else {
             return Err(without(format!("{}: has not the packs that are used", self.place.name())));
         };
         let (offset, lengths) = opener.extent(frames.clone());
@@ -96,19 +104,31 @@ impl PublishedSource {
             )));
         }
         let length = lengths.iter().map(|length| u64::from(*length)).sum();
-        let mut opening = Opening { source: self, files, sink, frames, lengths, held: Vec::new(), ended: None };
-        let result = packs.fetch(lane, offset, length, &mut opening);
+        // Out of the order of the file pages are missing that came with earlier frames: they come beside.
+        let _flying = Flying::begin(&files.frames_flying, frames.clone(), |flying| {
+            files.pages.want_pages(opener.lacking(frames.clone(), flying, &files.tree));
+        });
+        let mut opening = Opening { files, opener: &*opener, sink, frames, lengths, held: Vec::new(), ended: None };
+        let mut result = packs.fetch(lane, offset, length, &mut opening);
+        // What is damaged is asked for once more, from that frame on.
+        while let Some(Ended::Lie(why)) = &opening.ended
+            && self.place.forgives(&format!("{}: {why}", packs.name()), lane)
+        {
+            let (offset, length) = opening.rest(offset);
+            result = packs.fetch(lane, offset, length, &mut opening);
+        }
         // Packs that are gone or damaged leave an image that is read in ranges.
-        let without_all = |why: String| {
+        let without_all = |why: String, lied: bool| {
             if !files.packs_gone.swap(true, Ordering::Relaxed) {
+                self.common.packs_lied.fetch_or(lied, Ordering::Relaxed);
                 log::warn!("{}: goes on without its packs: {why}", self.place.name());
             }
             Err(without(why))
         };
         match (opening.ended, result) {
-            (Some(Ended::Lie(why)), _) => without_all(format!("{}: {why}", packs.name())),
-            (Some(Ended::Pages(failure)), _) => Err(failure),
-            (None, Err(FetchError::Fatal(error))) => without_all(error.to_string()),
+            (Some(Ended::Lie(why)), _) => without_all(format!("{}: {why}", packs.name()), true),
+            (Some(Ended::Pages(failure)), _) => Err(self.place.judged(failure)),
+            (None, Err(FetchError::Fatal(error))) => without_all(reworded(error).to_string(), false),
             (None, Err(failure)) => Err(failure),
             (None, Ok(())) if opening.frames.is_empty() => Ok(()),
             (None, Ok(())) => Err(FetchError::transient(format!("{}: sent less than asked for", packs.name()))),
@@ -127,7 +147,12 @@ impl Source for PublishedSource {
 
     fn fetch(&self, lane: usize, offset: u64, length: u64, sink: &mut dyn Sink) -> Result<(), FetchError> {
         let Some(range) = within(&self.identity, offset, length, self.place.name())? else { return Ok(()) };
-        self.fetch_checked(lane, range, sink).map_err(|failure| self.place.judged(self.place.cleared(failure)))
+        let mut sink = Progress { sink, at: range.start };
+        self.place.honest(lane, || {
+            let rest = sink.at..range.end;
+            let files = self.place.files()?;
+            self.fetch_checked(files, lane, rest, &mut sink).map_err(|failure| self.place.cleared(files, failure))
+        })
     }
 
     fn published(&self) -> Option<Arc<Published>> {
@@ -135,10 +160,7 @@ impl Source for PublishedSource {
     }
 
     fn fetch_frames(&self, lane: usize, frames: Range<u32>, sink: &mut dyn FrameSink) -> Result<(), FetchError> {
-        self.fetch_checked_frames(lane, frames, sink).map_err(|failure| match failure {
-            FetchError::Fatal(error) if error.errno() == errno::ENOTSUP => FetchError::Fatal(error),
-            other => self.place.judged(other),
-        })
+        self.fetch_checked_frames(lane, frames, sink)
     }
 
     fn warm(&self, lane: usize) {
@@ -176,10 +198,35 @@ fn joined(runs: impl Iterator<Item = BlockRange>, gap: u64) -> impl Iterator<Ite
     })
 }
 
+/// Frames on their way, for as long as this lives.
+struct Flying<'a>(&'a Mutex<Vec<Range<u32>>>, Range<u32>);
+
+impl<'a> Flying<'a> {
+    /// Begins with `frames`; `others` is told which are on their way already.
+    fn begin(all: &'a Mutex<Vec<Range<u32>>>, frames: Range<u32>, others: impl FnOnce(&[Range<u32>])) -> Self {
+        let mut flying = all.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = flying.clone();
+        flying.push(frames.clone());
+        drop(flying);
+        others(&before);
+        Self(all, frames)
+    }
+}
+
+impl Drop for Flying<'_> {
+    fn drop(&mut self) {
+        let mut flying = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = flying.iter().position(|frames| *frames == self.1) {
+            flying.swap_remove(at);
+        }
+    }
+}
+
 /// The sink that puts frames together as their bytes come, and opens them.
 struct Opening<'a> {
-    source: &'a PublishedSource,
     files: &'a Files,
+    /// Of the packs that were in use when it began.
+    opener: &'a dyn Frames,
     sink: &'a mut dyn FrameSink,
     /// The frames that are not done, and the lengths of all that were asked for.
     frames: Range<u32>,
@@ -197,18 +244,27 @@ enum Ended {
 }
 
 impl Opening<'_> {
+    /// Begins anew with the frame that was opened last, of which nothing was taken: where it and the rest lie, when those
+    /// that were asked for begin at `offset`.
+    fn rest(&mut self, offset: u64) -> (u64, u64) {
+        (self.ended, self.held) = (None, Vec::new());
+        let bytes = |lengths: &[u32]| lengths.iter().map(|length| u64::from(*length)).sum::<u64>();
+        let (done, left) = self.lengths.split_at(self.lengths.len() - self.frames.len());
+        (offset + bytes(done), bytes(left))
+    }
+
     /// Opens the next frame.
     fn unpack(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         let frame = self.frames.start;
-        let Some(opener) = self.source.common.frames() else { return Err(Stop) };
+        let opener = self.opener;
         let tree = &self.files.tree;
         let sink = &mut *self.sink;
         let mut stopped = false;
         let mut out = |range: BlockRange, bytes: &[u8]| stopped = stopped || sink.blocks(range, bytes).is_err();
         let mut result = opener.unpack(frame, bytes, tree, &mut out);
         if result.as_ref().is_err_and(|lie| lie.is_missing()) {
-            // Out of the order of the file: pages that came with an earlier frame are fetched by themselves. The worker's
-            // own lane is taken by the frames.
+            // They are on their way, as a rule. Those that an earlier frame was to bring, which did not, are fetched now: the
+            // worker's own lane is taken by the frames.
             for range in opener.blocks_of(frame) {
                 let failures = self.files.pages.want(range);
                 if let Err(failure) = self.files.pages.settle(range, failures, LANE_ASIDE) {

@@ -6,17 +6,15 @@
 //! taken where it is what was published. Each block is checked once more when it is copied.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use vmstream::Image;
 use vmstream::block::{Block, BlockRange, Geometry};
-use vmstream::error::{Error, Result};
+use vmstream::error::{Error, Result, errno};
+use vmstream::source::published::Address;
 use vmstream::tree::{Hash, hash_block, is_zero};
 
+use crate::local::LocalImage;
 use crate::published::Hashes;
 
 /// Blocks whose hashes are fetched, and copies made, at a time: the hashes are some 80 KiB.
@@ -24,23 +22,35 @@ const PIECE_BLOCKS: u64 = 4096;
 /// Bytes of the old image that are read at a time.
 const READ_BYTES: u64 = 1 << 20;
 
-/// An image whose blocks may be of use.
-struct Old {
-    file: File,
-    path: PathBuf,
-    size: u64,
+/// Opens the images at `paths`, whose blocks may be of use for the one that is to be made at `output` from `link`. Nothing is
+/// made or asked yet, so a slip costs nothing.
+///
+/// Errors: EINVAL for a link that is not to a published image, and for what cannot be its own source; those of opening.
+pub fn open(paths: &[PathBuf], link: &str, output: &Path) -> Result<Vec<LocalImage>> {
+    if !paths.is_empty() && Address::parse(link)?.is_none() {
+        let text = "this image is not published, so nothing says which blocks are the same: leave out --reuse";
+        return Err(Error::new(errno::EINVAL, text));
+    }
+    let open = |path: &PathBuf| {
+        let old = LocalImage::open(path)?;
+        if old.is(output) {
+            let text = format!("{} is what is to be made: it cannot be reused for itself", path.display());
+            return Err(Error::new(errno::EINVAL, text));
+        }
+        Ok(old)
+    };
+    paths.iter().map(open).collect()
 }
 
-/// Copies from the image or cache at `old` into `image` what the published image has as well. Answers the bytes copied. Ends
+/// Copies from `old` into `image` what the published image has as well. Answers the bytes copied. Ends
 /// early, without an error, when `stopped` says so.
-pub fn copy(image: &Image, old: &Path, stopped: &dyn Fn() -> bool) -> Result<u64> {
+pub fn copy(image: &Image, old: &LocalImage, stopped: &dyn Fn() -> bool) -> Result<u64> {
     let Some(published) = image.published() else {
         let text = format!("{} is not published, so nothing says which blocks are the same", image.source_name());
-        return Err(Error::new(vmstream::error::errno::EINVAL, text + ": leave out --reuse"));
+        return Err(Error::new(errno::EINVAL, text + ": leave out --reuse"));
     };
     let hashes = Hashes::new(published)?;
-    let old = Old::open(old)?;
-    let places = old.hashes(hashes.tree().geometry(), stopped)?;
+    let places = self::hashes(old, hashes.tree().geometry(), stopped)?;
     let mut copied = 0;
     let geometry = hashes.tree().geometry();
     let mut block_bytes = vec![0; geometry.block_bytes() as usize];
@@ -70,56 +80,27 @@ pub fn copy(image: &Image, old: &Path, stopped: &dyn Fn() -> bool) -> Result<u64
     Ok(copied)
 }
 
-impl Old {
-    fn open(path: &Path) -> Result<Self> {
-        let path = if path.is_dir() { path.join("disk") } else { path.to_owned() };
-        let failed = |e| Error::io(format_args!("cannot open {} to reuse it", path.display()), e);
-        let file = File::open(&path).map_err(failed)?;
-        let size = file.metadata().map_err(failed)?.len();
-        Ok(Self { file, path, size })
-    }
-
-    fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        let read = self.file.read_exact_at(bytes, offset);
-        read.map_err(|e| Error::io(format_args!("cannot read {} at {offset}", self.path.display()), e))
-    }
-
-    /// Where what lies, by hash: some 50 bytes of memory for each block. Blocks are cut as those of the new image; the
-    /// last one may be short in both.
-    fn hashes(&self, geometry: Geometry, stopped: &dyn Fn() -> bool) -> Result<HashMap<Hash, u64>> {
-        let mut places = HashMap::new();
-        let block_bytes = geometry.block_bytes();
-        let mut buffer = vec![0; READ_BYTES as usize];
-        let mut at = 0;
-        while let Some(data) = self.next_data(at)? {
-            let from = data / block_bytes * block_bytes;
-            let length = READ_BYTES.min(self.size - from);
-            let bytes = &mut buffer[..length as usize];
-            self.read(from, bytes)?;
-            for (number, block) in (from / block_bytes..).map(Block).zip(bytes.chunks(block_bytes as usize)) {
-                if !is_zero(block) {
-                    places.entry(hash_block(block)).or_insert(number.0 * block_bytes);
-                }
-            }
-            at = from + length;
-            if stopped() {
-                break;
+/// Where what lies, by hash: some 50 bytes of memory for each block. Blocks are cut as those of the new image; the last one
+/// may be short in both.
+fn hashes(old: &LocalImage, geometry: Geometry, stopped: &dyn Fn() -> bool) -> Result<HashMap<Hash, u64>> {
+    let mut places = HashMap::new();
+    let block_bytes = geometry.block_bytes();
+    let mut buffer = vec![0; READ_BYTES as usize];
+    let mut at = 0;
+    while let Some(data) = old.next_data(at)? {
+        let from = data / block_bytes * block_bytes;
+        let length = READ_BYTES.min(old.size() - from);
+        let bytes = &mut buffer[..length as usize];
+        old.read(from, bytes)?;
+        for (number, block) in (from / block_bytes..).map(Block).zip(bytes.chunks(block_bytes as usize)) {
+            if !is_zero(block) {
+                places.entry(hash_block(block)).or_insert(number.0 * block_bytes);
             }
         }
-        Ok(places)
-    }
-
-    /// Where the next bytes lie that are no hole.
-    fn next_data(&self, at: u64) -> Result<Option<u64>> {
-        if at >= self.size {
-            return Ok(None);
-        }
-        match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
-            Ok(data) => Ok(Some(data).filter(|&data| data < self.size)),
-            Err(Errno::NXIO) => Ok(None),
-            // A file system that knows no holes.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(at)),
-            Err(e) => Err(Error::io(format_args!("cannot read {}", self.path.display()), e.into())),
+        at = from + length;
+        if stopped() {
+            break;
         }
     }
+    Ok(places)
 }

@@ -1,0 +1,26 @@
+//! Tells the planner where a published image has holes, whoever was the first to contact its origin.
+
+use std::sync::atomic::Ordering;
+
+use super::Shared;
+
+impl Shared {
+    /// Tells the planner of the holes of a published image, once its tree is here: for a cache that opened without contact
+    /// that is with the first fetch.
+    pub(super) fn learn_holes(&self) {
+        if self.holes_known.load(Ordering::Relaxed) {
+            return;
+        }
+        let tree = match self.source.published() {
+            Some(published) => match published.tree() {
+                Some(tree) => Some(tree.clone()).filter(|tree| tree.geometry() == self.gate.geometry()),
+                None => return,
+            },
+            None => None,
+        };
+        self.holes_known.store(true, Ordering::Relaxed);
+        if let Some(tree) = tree {
+            self.change(|planner| planner.set_holes(tree));
+        }
+    }
+}
