@@ -11,7 +11,7 @@ use super::header::Header;
 use super::index::Listed;
 use super::listing::{encode_index, encode_start, used};
 use super::order::order;
-use super::{FRAME_BYTES_MAX, FRAMES_MAX};
+use super::{FRAME_BYTES_MAX, FRAME_WIRE_BYTES_MAX, FRAMES_MAX};
 use crate::block::{BlockRange, Geometry};
 use crate::error::{Error, Result, errno};
 use crate::model::{Model, SequenceId};
@@ -50,6 +50,12 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// EINVAL when it is no model, or one of another image or of more sequences than a file has frames.
     pub fn new(name: &str, model: &'a [u8], tree: &'a Tree) -> Result<Self> {
+        if model.len() as u64 > crate::model::FILE_BYTES_MAX {
+            let most = crate::model::FILE_BYTES_MAX;
+            let text =
+                format!("{name} has {} bytes, and readers take {most}: let it remember fewer sessions", model.len());
+            return Err(Error::new(errno::EINVAL, text));
+        }
         let parsed = Model::read(name, model)?;
         let (its, ours) = (parsed.geometry(), tree.geometry());
         if its != ours {
@@ -109,7 +115,7 @@ impl<'a> Builder<'a> {
         let mut frame = encode_proof(&pages);
         let proof = frame.len() as u32;
         frame.extend(compress(&blocks)?);
-        if frame.len() as u64 > 2 * FRAME_BYTES_MAX {
+        if frame.len() as u64 > FRAME_WIRE_BYTES_MAX {
             return Err(Error::new(errno::EINVAL, "cannot pack: the compressor makes its input longer"));
         }
         self.frames_bytes += frame.len() as u64;

@@ -30,6 +30,7 @@ use crate::{Outcome, progress};
 use gauge::Gauge;
 use hash::Hashed;
 use image::Input;
+use pack::Kept;
 use site::{Desk, Draft, Site};
 use stop::Stop;
 
@@ -77,7 +78,7 @@ pub struct PublishArgs {
 
     /// The address under which SITE is served, for the link
     #[arg(long, value_name = "BASE")]
-    pub url: Option<String>,
+    pub url: Option<site::Base>,
 }
 
 /// Publishes, and prints the link.
@@ -91,7 +92,7 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
         Some(name) => name.as_str(),
         None => site::name_of(&args.image).unwrap_or_default(),
     };
-    site::check_name(name)?;
+    site::check_name(name).map_err(|e| Error::new(e.errno(), format!("{e}; --name NAME gives it one")))?;
     let bucket = args.to.as_ref().map(Bucket::open).transpose()?;
     // Before anything is made: a slip in the image's name leaves no directory behind.
     let input = Input::open(&args.image, stop)?;
@@ -99,8 +100,12 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     let site = Site::make(&args.output)?;
     let desk = site.desk(name)?;
     let before = desk.pointer()?;
+    let kept = match &before {
+        Some(pointer) => pack::kept(&site, name, pointer)?,
+        None => Kept::default(),
+    };
 
-    let job = Job { args, desk: &desk, input: &input, geometry, before: before.as_ref(), stop };
+    let job = Job { args, desk: &desk, input: &input, geometry, before: before.as_ref(), kept: &kept, stop };
     let (hashed, mut drafts, mut pointer) = job.image()?;
     if let Some(collect) = &args.collect {
         pointer.sessions = Some(collect.clone());
@@ -112,9 +117,7 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     }
     let tree = Tree::read(&hashed.tree, hashed.root)?;
     let lesson = job.lesson(&pointer, &tree)?;
-    if let Some(lesson) = &lesson
-        && lesson.changed
-    {
+    if let Some(lesson) = lesson.as_ref().filter(|lesson| lesson.changed || pointer.packs.is_none() || !kept.sound) {
         // The image has its public name only when all of it has.
         let image = drafts
             .iter()
@@ -123,12 +126,18 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
         let (draft, packs) = pack::pack(&desk, &tree, &lesson.model, &image, stop)?;
         drafts.push((draft, packs.name.clone()));
         pointer.packs = Some(packs);
+    } else if !kept.sound {
+        // Nobody knows any more what was in them.
+        pointer.packs = None;
     }
     input.check_unchanged()?;
     stop.check()?;
     let unchanged = before.as_ref() == Some(&pointer) && drafts.is_empty();
     if unchanged {
         log::info!("{name} is published already as it is");
+        if let Some(keep) = args.keep {
+            desk.keep(usize::from(keep))?;
+        }
     } else {
         desk.publish(&pointer, drafts, args.keep.map(usize::from))?;
     }
@@ -136,7 +145,7 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
         lesson.keep(&desk)?;
     }
     say(&tree, &pointer, &hashed);
-    let mut link = site::link(args.url.as_deref(), &site, name, &hashed.root);
+    let mut link = site::link(args.url.as_ref(), &site, name, &hashed.root);
     if let Some(bucket) = &bucket {
         let url = upload(bucket, &site, name, stop)?;
         if args.url.is_none() {
@@ -171,6 +180,8 @@ struct Job<'a> {
     geometry: Geometry,
     /// What is published now.
     before: Option<&'a Pointer>,
+    /// What was learnt before.
+    kept: &'a Kept,
     stop: &'a Stop,
 }
 
@@ -187,14 +198,11 @@ impl Job<'_> {
             return self.copy();
         }
         let hashed = self.pass(None)?;
-        match self.before {
-            Some(pointer) if pointer.root == hashed.root && self.is_whole(pointer) => {
-                Ok((hashed, Vec::new(), pointer.clone()))
-            }
-            _ if self.args.link => self.link(hashed),
-            // It only looked the same, or its files are gone.
-            _ => self.copy(),
+        if let Some(pointer) = self.as_it_lies(&hashed)? {
+            return Ok((hashed, Vec::new(), pointer));
         }
+        // It only looked the same, or its files are not what they were.
+        if self.args.link { self.link(hashed) } else { self.copy() }
     }
 
     fn pass(&self, copy: Option<&Draft>) -> Result<Hashed> {
@@ -208,8 +216,8 @@ impl Job<'_> {
     fn copy(&self) -> Result<(Hashed, Drafts, Pointer)> {
         let draft = self.desk.draft("image")?;
         let hashed = self.pass(Some(&draft))?;
-        if let Some(pointer) = self.before.filter(|pointer| pointer.root == hashed.root && self.is_whole(pointer)) {
-            return Ok((hashed, Vec::new(), pointer.clone()));
+        if let Some(pointer) = self.as_it_lies(&hashed)? {
+            return Ok((hashed, Vec::new(), pointer));
         }
         draft.set_mtime(self.input.mtime_s())?;
         let file = self.desk.file_name(&hashed.root.to_string(), "raw");
@@ -251,26 +259,45 @@ impl Job<'_> {
             image,
             tree: NamedFile { name: file, bytes: hashed.tree.len() as u64 },
             root: hashed.root,
-            packs: None,
+            packs: self.before.filter(|pointer| pointer.root == hashed.root).and_then(|pointer| pointer.packs.clone()),
             sessions: self.before.and_then(|pointer| pointer.sessions.clone()),
         };
         Ok((hashed, drafts, pointer))
     }
 
-    /// True when the files that do not depend on what was learnt are there.
-    fn is_whole(&self, pointer: &Pointer) -> bool {
-        let bytes = |file: &str| self.desk.path(file).metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
-        bytes(&pointer.image) == Some(pointer.geometry.size()) && bytes(&pointer.tree.name) == Some(pointer.tree.bytes)
+    /// What is published, if it is what was read just now and its files are what they were. Who publishes again expects
+    /// that everything is right afterwards, and a server's disk may have bad blocks; so the image that lies there is read as well.
+    fn as_it_lies(&self, hashed: &Hashed) -> Result<Option<Pointer>> {
+        let Some(pointer) = self.before.filter(|pointer| pointer.root == hashed.root) else { return Ok(None) };
+        if std::fs::read(self.desk.path(&pointer.tree.name)).ok().as_ref() != Some(&hashed.tree) {
+            log::warn!("{} is not what was published: it is made again", pointer.tree.name);
+            return Ok(None);
+        }
+        let path = self.desk.path(&pointer.image);
+        // A linked one was read just now.
+        let sound = self.input.is_file(&path) || {
+            match Input::open_published(&path, self.geometry) {
+                Ok(there) => {
+                    let mut gauge = Gauge::new("checked", there.data_bytes());
+                    let found = hash::pass(&there, self.geometry, None, &mut gauge, self.stop);
+                    // What cannot be read is what is to be mended; only the user's wish to end is none.
+                    self.stop.check()?;
+                    found.is_ok_and(|found| found.root == hashed.root)
+                }
+                Err(_) => false,
+            }
+        };
+        if !sound {
+            log::warn!("{} is not what was published: it is made again", pointer.image);
+        }
+        Ok(sound.then(|| pointer.clone()))
     }
 
     /// What is known of the guests of this image: from the command line, or from before, be it of an older version.
     fn lesson(&self, pointer: &Pointer, tree: &Tree) -> Result<Option<learn::Lesson>> {
-        let kept = match self.before {
-            Some(before) => pack::kept_model(self.desk.site(), before)?,
-            None => None,
-        };
+        let kept = self.kept.model.as_ref();
         let same_image = self.before.is_some_and(|before| before.root == pointer.root);
-        let base = match (&self.args.model, &kept) {
+        let base = match (&self.args.model, kept) {
             (Some(path), _) => Some(learn::read_model(path)?),
             (None, Some(kept)) if same_image => Some(kept.clone()),
             (None, Some(kept)) => self.before.map(|before| moved::model(self.desk, before, kept, tree)).transpose()?,
@@ -285,7 +312,7 @@ impl Job<'_> {
             let new = learning.learn(directory)?;
             log::info!("{new} new sessions in {}", directory.display());
         }
-        Ok(learning.finish(kept.as_deref().filter(|_| same_image)))
+        Ok(learning.finish(kept.map(Vec::as_slice).filter(|_| same_image)))
     }
 }
 

@@ -98,7 +98,7 @@ fn publish(site: &Site, name: &str, sessions: &Path, stop: &Stop) -> Result<()> 
         return Err(Error::new(errno::ESTALE, format!("{name} was taken away while it was rehearsed")));
     };
     let tree = learn::read_tree(&desk, &pointer)?;
-    let mut learning = Learning::new(pack::kept_model(site, &pointer)?, &tree);
+    let mut learning = Learning::new(pack::published_model(site, name, &pointer)?, &tree);
     learning.remember(&desk);
     let new = if sessions.is_dir() { learning.learn(sessions)? } else { 0 };
     let Some(lesson) = learning.finish(None).filter(|_| new > 0) else {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use vmstream::error::{Error, Result, errno};
-use vmstream::model::{Limits, Model, Trainer};
+use vmstream::model::{FILE_BYTES_MAX, Limits, Model, Trainer};
 
 use crate::progress::{self, Meter};
 use crate::{Outcome, files, traces};
@@ -71,6 +71,10 @@ pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let (model, file) = trainer.finish_file();
     files::replace(&args.output, &file)?;
     drop(meter);
+    if file.len() as u64 > FILE_BYTES_MAX {
+        let most = progress::size(FILE_BYTES_MAX);
+        log::warn!("{} is larger than {most}, and no reader takes it: let it --remember less", args.output.display());
+    }
     // A reader that went away is no failure.
     let _ = std::io::stdout().write_all(summary(&args.output, &model, file.len() as u64).as_bytes());
     Ok(Outcome::Done)

@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::fs::SeekFrom as Whence;
 use rustix::io::Errno;
 use vmstream::Image;
+use vmstream::block::Geometry;
 use vmstream::error::{Error, Result, errno};
 use vmstream::store;
 
@@ -99,6 +100,24 @@ impl Input {
             }
         }
         Self::new(Kind::Raw(file), path, size, vec![path.to_owned()])
+    }
+
+    /// Opens a raw image as it was published: whatever it holds, it is no other format.
+    pub fn open_published(path: &Path, geometry: Geometry) -> Result<Self> {
+        let unreadable = |e| Error::io(format_args!("cannot open {}", path.display()), e);
+        let file = File::open(path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() || metadata.len() != geometry.size() {
+            let text = format!("{} is not the image of {} bytes that was published", path.display(), geometry.size());
+            return Err(Error::new(errno::EIO, text));
+        }
+        Self::new(Kind::Raw(file), path, geometry.size(), vec![path.to_owned()])
+    }
+
+    /// True when the image is the file at `path`, by whatever name.
+    pub fn is_file(&self, path: &Path) -> bool {
+        let inode = path.metadata().ok().map(|metadata| Stamp::of(&metadata).inode);
+        matches!(self.kind, Kind::Raw(_)) && self.files.iter().any(|(_, stamp)| Some(stamp.inode) == inode)
     }
 
     /// A cache is locked by opening it as an image, and what it lacks is fetched.

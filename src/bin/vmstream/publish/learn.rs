@@ -5,11 +5,11 @@
 //! train`. So a publisher that is killed in the middle has published the old model, and learns the new one again.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use vmstream::error::{Error, Result, errno};
-use vmstream::model::{Limits, Trainer};
+use vmstream::model::{self, Limits, Trainer};
 use vmstream::session::{self, Directory, Subject};
 use vmstream::source::published::{NamedFile, Pointer};
 use vmstream::tree::Tree;
@@ -17,11 +17,10 @@ use vmstream::tree::Tree;
 use super::pack::pack;
 use super::site::{Desk, Site};
 use super::stop::Stop;
+use crate::files;
 
-/// Largest model that is read, in bytes: the largest that a reader takes.
-pub const MODEL_BYTES_MAX: u64 = 256 << 20;
 /// Name of the copy of the model.
-const MODEL: &str = "model.vmm";
+pub const MODEL: &str = "model.vmm";
 /// Name of the list of sessions that were learnt.
 const LEDGER: &str = "learnt";
 
@@ -69,10 +68,10 @@ pub fn read_tree(desk: &Desk, pointer: &Pointer) -> Result<Tree> {
 
 /// Reads a model file that was given by name.
 pub fn read_model(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MODEL_BYTES_MAX + 1).read_to_end(&mut bytes));
-    read.map_err(|e| Error::io(format_args!("cannot read {}", path.display()), e))?;
+    let bytes = files::read(path, model::FILE_BYTES_MAX)?;
+    let none =
+        || Error::io(format_args!("cannot read {}", path.display()), io::Error::from_raw_os_error(errno::ENOENT));
+    let bytes = bytes.ok_or_else(none)?;
     // With its record, so that it can learn more; this also says what is wrong with it under the name it was given by.
     Trainer::resume(&path.display().to_string(), &bytes[..], Limits::default())?;
     Ok(bytes)
