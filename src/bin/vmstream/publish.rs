@@ -2,8 +2,10 @@
 //!
 //! What lies at the origin afterwards is told in `docs/format.md`, how it is used in `docs/publishing.md`. One noun a file:
 //! `image` and `qcow2` read what is published, `hash` goes over it once, `site` is the directory it goes to, `versions`
-//! knows which files are old, `learn` puts a model and packs beside it, `moved` finds blocks of an older version again.
+//! knows which files are old, `learn` puts a model and packs beside it, `collected` is what a server has learnt meanwhile,
+//! `moved` finds blocks of an older version again.
 
+pub mod collected;
 mod gauge;
 mod hash;
 mod image;
@@ -132,6 +134,9 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     }
     input.check_unchanged()?;
     stop.check()?;
+    if let Some(lesson) = &lesson {
+        lesson.announce(&desk)?;
+    }
     let unchanged = before.as_ref() == Some(&pointer) && drafts.is_empty();
     if unchanged {
         log::info!("{name} is published already as it is");
@@ -305,8 +310,8 @@ impl Job<'_> {
         };
         let mut learning = learn::Learning::new(base, tree);
         // What an earlier model had learnt says nothing of another one, nor of none.
-        if self.args.model.is_none() && kept.is_some() {
-            learning.remember(self.desk);
+        if let (None, Some(kept)) = (&self.args.model, kept) {
+            learning.remember(self.desk, kept, same_image)?;
         }
         if let Some(directory) = &self.args.sessions {
             let new = learning.learn(directory)?;

@@ -35,10 +35,15 @@ pub struct Site {
     directory: PathBuf,
 }
 
-/// Checks the name of an image: a name for files, for links and for people.
+/// True for what an image may be called: a name for files, for links, for pages and for people.
+pub fn is_image_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(fits)
+}
+
+/// Checks the name of an image: EINVAL for what is none.
 pub fn check_name(name: &str) -> Result<()> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-');
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.starts_with('.') || !name.chars().all(fits) {
+    if !is_image_name(name) {
         let text = format!(
             "'{}' cannot be the name of a published image: it needs letters, digits and . _ + - , not a dot first, and \
              {NAME_BYTES_MAX} of them at most",
