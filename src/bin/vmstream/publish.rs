@@ -19,7 +19,10 @@ mod versions;
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use vmstream::block::{BLOCK_BYTES_DEFAULT, Geometry};
@@ -35,6 +38,10 @@ use image::Input;
 use pack::Kept;
 use site::{Desk, Draft, Site};
 use stop::Stop;
+
+/// How often to look whether all is sent, and how long what is under way to a bucket may take to end.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const END_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Put an image into a directory from which any web server can stream it
 ///
@@ -95,7 +102,7 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
         None => site::name_of(&args.image).unwrap_or_default(),
     };
     site::check_name(name).map_err(|e| Error::new(e.errno(), format!("{e}; --name NAME gives it one")))?;
-    let bucket = args.to.as_ref().map(Bucket::open).transpose()?;
+    let bucket = args.to.as_ref().map(|to| Bucket::open(to, stop)).transpose()?;
     // Before anything is made: a slip in the image's name leaves no directory behind.
     let input = Input::open(&args.image, stop)?;
     let geometry = Geometry::new(input.size(), BLOCK_BYTES_DEFAULT)?;
@@ -151,7 +158,7 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     }
     say(&tree, &pointer, &hashed);
     let mut link = site::link(args.url.as_ref(), &site, name, &hashed.root);
-    if let Some(bucket) = &bucket {
+    if let Some(bucket) = bucket {
         let url = upload(bucket, &site, name, stop)?;
         if args.url.is_none() {
             link = format!("{url}#{}", hashed.root);
@@ -161,20 +168,41 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Sends what is published to a bucket; answers the pointer's address there.
-fn upload(bucket: &Bucket, site: &Site, name: &str, stop: &Stop) -> Result<String> {
-    let gauge = Mutex::new(None::<(Gauge, u64)>);
-    let outcome = bucket::upload::upload(site.directory(), name, bucket, &|sent, all| {
-        let mut gauge = gauge.lock().unwrap_or_else(PoisonError::into_inner);
-        let (gauge, shown) = gauge.get_or_insert_with(|| (Gauge::new("sent", all), 0));
-        // Lanes come here in no order.
-        gauge.read(sent.saturating_sub(*shown));
-        *shown = sent.max(*shown);
-        stop.signal().is_none()
-    });
-    // What it was ended by says more than where.
-    stop.check()?;
-    outcome
+/// Sends what is published to a bucket; answers the pointer's address there. On a thread of its own, because a request
+/// whose answer does not come cannot be broken off: who wants to end waits for it a little and then leaves it behind.
+fn upload(bucket: Bucket, site: &Site, name: &str, stop: &Stop) -> Result<String> {
+    let (sender, outcome) = channel();
+    let (site, name, seen) = (site.clone(), name.to_owned(), stop.clone());
+    let work = move || {
+        let gauge = Mutex::new(None::<(Gauge, u64)>);
+        let sent = bucket::upload::upload(site.directory(), &name, &bucket, &|sent, all| {
+            let mut gauge = gauge.lock().unwrap_or_else(PoisonError::into_inner);
+            let (gauge, shown) = gauge.get_or_insert_with(|| (Gauge::new("sent", all), 0));
+            // Lanes come here in no order.
+            gauge.read(sent.saturating_sub(*shown));
+            *shown = sent.max(*shown);
+            seen.signal().is_none()
+        });
+        // Nobody listens any more when it took too long to end.
+        let _ = sender.send(sent);
+    };
+    let started = thread::Builder::new().name("upload".into()).spawn(work);
+    started.map_err(|e| Error::io("cannot start the thread that sends", e))?;
+    let mut ending = None;
+    loop {
+        match outcome.recv_timeout(LOOK_EVERY) {
+            // Also when the wish to end came too late: it is all there.
+            Ok(Ok(url)) => return Ok(url),
+            // What it was ended by says more than where.
+            Ok(Err(error)) => return stop.check().and(Err(error)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::new(errno::EIO, "sending broke off: a defect")),
+        }
+        if stop.signal().is_some() && ending.get_or_insert_with(Instant::now).elapsed() > END_TIME_MAX {
+            log::warn!("ended in the middle of a request: parts of a large file may be left over in the bucket");
+            stop.check()?;
+        }
+    }
 }
 
 /// What one call works on.
