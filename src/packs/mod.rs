@@ -22,7 +22,7 @@ mod order;
 #[cfg(test)]
 mod tests;
 
-pub use builder::{Builder, Compress, ReadBlocks};
+pub use builder::{Builder, Compress, ReadBlocks, Unpacked};
 pub use header::{HEADER_BYTES, Header};
 pub use index::Index;
 pub use opener::Opener;

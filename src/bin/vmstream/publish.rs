@@ -6,6 +6,7 @@
 //! `moved` finds blocks of an older version again.
 
 pub mod collected;
+mod compress;
 mod gauge;
 mod hash;
 mod image;

@@ -12,6 +12,7 @@ use vmstream::packs::{Builder, HEADER_BYTES, Header};
 use vmstream::source::published::{NamedFile, Pointer};
 use vmstream::tree::Tree;
 
+use super::compress;
 use super::gauge::Gauge;
 use super::learn::MODEL;
 use super::site::{Desk, Draft, Site};
@@ -34,24 +35,17 @@ pub fn pack(desk: &Desk, tree: &Tree, model: &[u8], image: &Path, stop: &Stop) -
         let unreadable = |e| Error::io(format_args!("cannot read {}", image.display()), e);
         source.read_exact_at(bytes, tree.geometry().offset(range)).map_err(unreadable)
     };
-    let compress = |bytes: &[u8]| {
-        zstd::bulk::compress(bytes, LEVEL)
-            .map_err(|e| Error::io(format_args!("cannot compress {}", image.display()), e))
-    };
     // What stands before the frames is known when they are made, so they wait in a file of their own.
     let aside = desk.draft("frames")?;
     let unwritable = |draft: &Draft, e| Error::io(format_args!("cannot write {}", draft.path().display()), e);
     let mut builder = Builder::new("the model", model, tree)?;
-    let total = builder.bytes_left();
-    let mut gauge = Gauge::new("packed", total);
-    let mut left = total;
+    let mut gauge = Gauge::new("packed", builder.bytes_left());
     let mut frames = BufWriter::new(&aside.file);
-    while let Some(frame) = builder.next(&mut read, &compress)? {
+    compress::all(&mut builder, &mut read, LEVEL, &mut |frame, blocks_bytes| {
         stop.check()?;
-        frames.write_all(&frame).map_err(|e| unwritable(&aside, e))?;
-        gauge.read(left - builder.bytes_left());
-        left = builder.bytes_left();
-    }
+        gauge.read(blocks_bytes);
+        frames.write_all(frame).map_err(|e| unwritable(&aside, e))
+    })?;
     frames.flush().map_err(|e| unwritable(&aside, e))?;
     drop(frames);
 
