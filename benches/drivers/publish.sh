@@ -45,12 +45,35 @@ link() {
     rm -rf "$place/site" && mkdir "$place/site" &&
         "$vmstream" publish "$place/linked.img" -o "$place/site" --name image --link
 }
+# A guest that reads all that is used, so that all of it is packed; published before, so that packing is all there is to do.
+pack() {
+    "$vmstream" publish "$place/linked.img" -o "$place/packed" --name image --link --model "$place/model.vmm"
+}
+# So that each round packs anew: what is published already is not.
+unpack() { sed -i '/^packs /d' "$place/packed/image.vmp"; }
 cp --sparse=always "$image" "$place/linked.img"
+python3 - "$image" "$place/guest.vmtrace" <<'PYTHON'
+import os, sys
+zero = bytes(4096)
+with open(sys.argv[1], "rb") as image, open(sys.argv[2], "w") as trace:
+    print(f"# vmtrace 1 size={os.fstat(image.fileno()).st_size} block=4096", file=trace)
+    at, n = 0, 0
+    while piece := image.read(65536):
+        if any(piece):
+            print(n * 1000, "R", at, len(piece), file=trace)
+            n += 1
+        at += len(piece)
+PYTHON
+mkdir "$place/packed"
+"$vmstream" train --quiet -o "$place/model.vmm" "$place/guest.vmtrace"
+"$vmstream" publish --quiet "$place/linked.img" -o "$place/packed" --name image --link >/dev/null
 sync
 
-for what in compress publish compress_only link; do : >"$place/$what.s"; done
+for what in compress publish compress_only link pack; do : >"$place/$what.s"; done
 for ((round = 0; round < rounds; round++)); do
     for what in compress publish compress_only link; do seconds $what >>"$place/$what.s"; done
+    unpack
+    seconds pack >>"$place/pack.s"
 done
 median() { sort -n "$place/$1.s" | awk '{ s[NR] = $1 } END { print s[int((NR + 1) / 2)] }'; }
 rate() { awk -v used="$used" -v s="$(median "$1")" 'BEGIN { printf "%.0f MB/s in %.2f s", used / s / 1e6, s }'; }
@@ -60,3 +83,4 @@ echo "zstd -3 -T2 to a file       $(rate compress)"
 echo "publish                     $(rate publish), $(ratio compress publish) x"
 echo "zstd -3 -T2 to nowhere      $(rate compress_only)"
 echo "publish --link              $(rate link), $(ratio compress_only link) x"
+echo "publish --link and packs    $(rate pack)"

@@ -26,6 +26,7 @@ use std::thread::JoinHandle;
 use crate::config::{Config, HttpOptions, ModelChoice};
 use crate::engine::Follower;
 use crate::error::{Error, errno};
+use crate::model::FILE_BYTES_MAX as MODEL_BYTES_MAX;
 use crate::model::Model;
 use crate::predictor::{Predictor, Script};
 use crate::session::{Directory, Subject};
@@ -36,8 +37,6 @@ use packs::Packs;
 use publisher::Publisher;
 use shelf::Shelf;
 
-/// Largest model that is taken from anywhere, in bytes: several times what training with the usual limits makes.
-const MODEL_BYTES_MAX: u64 = 32 << 20;
 /// Stack of the thread, in bytes: TLS handshakes need the most.
 const STACK_BYTES: usize = 512 << 10;
 

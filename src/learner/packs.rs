@@ -7,10 +7,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::MODEL_BYTES_MAX;
 use super::publisher::refusal;
 use crate::block::Geometry;
 use crate::error::{Error, errno};
+use crate::model::FILE_BYTES_MAX as MODEL_BYTES_MAX;
 use crate::model::Model;
 use crate::packs::{Header, Index, Opener};
 use crate::source::Published;

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::MODEL_BYTES_MAX;
 use crate::error::{Error, errno};
+use crate::model::FILE_BYTES_MAX as MODEL_BYTES_MAX;
 use crate::source::FetchError;
 
 /// Ending of the name of a model.

@@ -26,6 +26,10 @@ mod train;
 
 pub use train::{Limits, Trainer};
 
+/// Largest model file that is taken from anywhere or published, in bytes: more than twice what training with the usual limits
+/// makes of any sessions.
+pub const FILE_BYTES_MAX: u64 = 32 << 20;
+
 use crate::block::{Block, BlockRange, Geometry};
 use owners::Owners;
 

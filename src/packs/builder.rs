@@ -11,7 +11,7 @@ use super::header::Header;
 use super::index::Listed;
 use super::listing::{encode_index, encode_start, used};
 use super::order::order;
-use super::{FRAME_BYTES_MAX, FRAMES_MAX};
+use super::{FRAME_BYTES_MAX, FRAME_WIRE_BYTES_MAX, FRAMES_MAX};
 use crate::block::{BlockRange, Geometry};
 use crate::error::{Error, Result, errno};
 use crate::model::{Model, SequenceId};
@@ -40,7 +40,18 @@ pub struct Builder<'a> {
     packed: Vec<(Vec<SequenceId>, Listed)>,
     waiting: std::vec::IntoIter<(Vec<SequenceId>, Vec<BlockRange>)>,
     proved: HashSet<PageId>,
+    gathered: usize,
     frames_bytes: u64,
+}
+
+/// A frame that was read and checked, and is not compressed yet.
+pub struct Unpacked {
+    /// What is to be compressed.
+    pub blocks: Vec<u8>,
+    number: usize,
+    proof: Vec<u8>,
+    sequences: Vec<SequenceId>,
+    runs: Vec<BlockRange>,
 }
 
 impl<'a> Builder<'a> {
@@ -50,6 +61,12 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// EINVAL when it is no model, or one of another image or of more sequences than a file has frames.
     pub fn new(name: &str, model: &'a [u8], tree: &'a Tree) -> Result<Self> {
+        if model.len() as u64 > crate::model::FILE_BYTES_MAX {
+            let most = crate::model::FILE_BYTES_MAX;
+            let text =
+                format!("{name} has {} bytes, and readers take {most}: let it remember fewer sessions", model.len());
+            return Err(Error::new(errno::EINVAL, text));
+        }
         let parsed = Model::read(name, model)?;
         let (its, ours) = (parsed.geometry(), tree.geometry());
         if its != ours {
@@ -73,6 +90,7 @@ impl<'a> Builder<'a> {
             packed: Vec::with_capacity(waiting.len()),
             waiting: waiting.into_iter(),
             proved: HashSet::new(),
+            gathered: 0,
             frames_bytes: 0,
         })
     }
@@ -89,6 +107,17 @@ impl<'a> Builder<'a> {
     /// Those of `read` and `compress`; EIO when a block is not the one that was published, so that nothing wrong is ever
     /// packed; EINVAL when the tree lacks pages.
     pub fn next(&mut self, read: &mut ReadBlocks<'_>, compress: &Compress<'_>) -> Result<Option<Vec<u8>>> {
+        let Some(frame) = self.gather(read)? else { return Ok(None) };
+        let packed = compress(&frame.blocks)?;
+        self.add(frame, &packed).map(Some)
+    }
+
+    /// The next frame before it is compressed, for who has several processors: compress what [`Unpacked::blocks`] holds
+    /// wherever you like, and [`Builder::add`] the frames in the order in which they were gathered. `None` behind the last.
+    ///
+    /// # Errors
+    /// As for [`Builder::next`].
+    pub fn gather(&mut self, read: &mut ReadBlocks<'_>) -> Result<Option<Unpacked>> {
         let Some((sequences, runs)) = self.waiting.next() else { return Ok(None) };
         let geometry = self.tree.geometry();
         let mut blocks = Vec::new();
@@ -106,15 +135,29 @@ impl<'a> Builder<'a> {
         let pages = pages_of(&runs, self.tree).into_iter().filter(|page| self.proved.insert(*page));
         let pages: Vec<_> =
             pages.map(|page| Ok((page, self.tree.page(page).ok_or_else(|| lacking(page))?))).collect::<Result<_>>()?;
-        let mut frame = encode_proof(&pages);
-        let proof = frame.len() as u32;
-        frame.extend(compress(&blocks)?);
-        if frame.len() as u64 > 2 * FRAME_BYTES_MAX {
+        let number = self.gathered;
+        self.gathered += 1;
+        Ok(Some(Unpacked { blocks, number, proof: encode_proof(&pages), sequences, runs }))
+    }
+
+    /// Adds a gathered frame, of which `packed` are the compressed blocks; answers its bytes, which follow those before it
+    /// without gap.
+    ///
+    /// # Errors
+    /// EINVAL when it is not the next one, or is longer compressed than any reader takes.
+    pub fn add(&mut self, frame: Unpacked, packed: &[u8]) -> Result<Vec<u8>> {
+        if frame.number != self.packed.len() {
+            return Err(Error::new(errno::EINVAL, "cannot pack: the frames are not in order"));
+        }
+        let Unpacked { proof: mut bytes, sequences, runs, .. } = frame;
+        let proof = bytes.len() as u32;
+        bytes.extend_from_slice(packed);
+        if bytes.len() as u64 > FRAME_WIRE_BYTES_MAX {
             return Err(Error::new(errno::EINVAL, "cannot pack: the compressor makes its input longer"));
         }
-        self.frames_bytes += frame.len() as u64;
-        self.packed.push((sequences, Listed { runs, proof, packed: frame.len() as u32 - proof }));
-        Ok(Some(frame))
+        self.frames_bytes += bytes.len() as u64;
+        self.packed.push((sequences, Listed { runs, proof, packed: packed.len() as u32 }));
+        Ok(bytes)
     }
 
     /// What stands before the frames: header, start, index and model.
@@ -122,7 +165,7 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// EINVAL unless all frames were taken.
     pub fn finish(self) -> Result<Vec<u8>> {
-        if !self.waiting.as_slice().is_empty() {
+        if !self.waiting.as_slice().is_empty() || self.gathered != self.packed.len() {
             return Err(Error::new(errno::EINVAL, "the packs are not complete: some frames were not taken"));
         }
         let listed: Vec<Listed> = self.packed.iter().map(|frame| frame.1.clone()).collect();

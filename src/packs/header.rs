@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::{FRAME_BYTES_MAX, FRAMES_MAX, START_BYTES_MAX};
+use super::{FRAME_WIRE_BYTES_MAX, FRAMES_MAX, START_BYTES_MAX};
 use crate::error::{Error, Result, errno};
+use crate::model::FILE_BYTES_MAX as MODEL_BYTES_MAX;
 use crate::tree::Root;
 
 /// Bytes of a header.
@@ -14,8 +15,6 @@ const MAGIC: [u8; 8] = *b"\x89VMK\r\n\x1a\n";
 const VERSION: u32 = 1;
 /// Longest index, in bytes: a model has at most a few million sequences, each of a byte or two.
 const INDEX_BYTES_MAX: u32 = 64 << 20;
-/// Longest model, in bytes: a header and three sections of 2^28.
-const MODEL_BYTES_MAX: u64 = 1 << 30;
 
 /// The header of a packs file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +116,7 @@ impl Header {
             && header.start_bytes <= START_BYTES_MAX
             && header.index_bytes <= INDEX_BYTES_MAX
             && header.model_bytes <= MODEL_BYTES_MAX
-            && header.frames_bytes <= u64::from(header.frames) * 2 * FRAME_BYTES_MAX;
+            && header.frames_bytes <= u64::from(header.frames) * FRAME_WIRE_BYTES_MAX;
         if sound { Ok(header) } else { Err(broken(name, "has a header of impossible numbers")) }
     }
 }

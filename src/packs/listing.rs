@@ -6,7 +6,7 @@
 
 use super::header::{Header, broken};
 use super::index::{Index, Listed};
-use super::{FRAME_BYTES_MAX, START_BYTES_MAX};
+use super::{FRAME_BYTES_MAX, FRAME_WIRE_BYTES_MAX, START_BYTES_MAX};
 use crate::block::{BlockRange, Geometry};
 use crate::error::Result;
 use crate::model::bytes::{Reader, put, put_step};
@@ -163,5 +163,5 @@ fn frame(reader: &mut Reader<'_>, runs: Vec<BlockRange>, geometry: Geometry) -> 
     let raw: u64 = runs.iter().map(|&run| geometry.length(run)).sum();
     let wire = u64::from(proof) + u64::from(packed);
     (1..=FRAME_BYTES_MAX).contains(&raw).then_some(())?;
-    (wire <= 2 * FRAME_BYTES_MAX).then_some(Listed { runs, proof, packed })
+    (wire <= FRAME_WIRE_BYTES_MAX).then_some(Listed { runs, proof, packed })
 }

@@ -22,15 +22,16 @@ mod order;
 #[cfg(test)]
 mod tests;
 
-pub use builder::{Builder, Compress, ReadBlocks};
+pub use builder::{Builder, Compress, ReadBlocks, Unpacked};
 pub use header::{HEADER_BYTES, Header};
 pub use index::Index;
 pub use opener::Opener;
 pub use order::{FRAME_BYTES, order};
 
-/// Largest frame that a reader takes, in bytes of blocks; packed and with its proof it has at most twice as many. It is
-/// the longest sequence of training in the largest blocks.
+/// Largest frame that a reader takes, in bytes of blocks: the longest sequence of training in the largest blocks.
 pub const FRAME_BYTES_MAX: u64 = 16 << 20;
+/// The same as it lies in the file, packed and with its proof.
+pub const FRAME_WIRE_BYTES_MAX: u64 = crate::source::published::FRAME_BYTES_MAX;
 /// Most frames of a file: 128 GiB of blocks in frames of the usual size.
 pub const FRAMES_MAX: u32 = 1 << 20;
 /// Longest start section, in bytes: with the header it fits into the first request beside other things.

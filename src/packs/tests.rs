@@ -222,6 +222,39 @@ fn the_same_model_and_image_give_the_same_bytes() {
 }
 
 #[test]
+fn frames_may_be_gathered_ahead_and_are_added_in_order() {
+    let published = published();
+    let tree = published.whole_tree();
+    let mut builder = Builder::new("model.vmm", &published.model, &tree).unwrap();
+    let (mut frames, mut held) = (Vec::new(), std::collections::VecDeque::new());
+    loop {
+        let gathered = builder.gather(&mut read).unwrap();
+        let last = gathered.is_none();
+        held.extend(gathered);
+        while held.len() > if last { 0 } else { 3 } {
+            let frame: Unpacked = held.pop_front().unwrap();
+            let packed = compress(&frame.blocks).unwrap();
+            frames.extend(builder.add(frame, &packed).unwrap());
+        }
+        if last {
+            break;
+        }
+    }
+    let mut file = builder.finish().unwrap();
+    file.extend(frames);
+    assert!(file == published.file);
+
+    let mut builder = Builder::new("model.vmm", &published.model, &tree).unwrap();
+    let [first, second] = [(); 2].map(|()| builder.gather(&mut read).unwrap().unwrap());
+    let packed = compress(&second.blocks).unwrap();
+    assert!(builder.add(second, &packed).unwrap_err().to_string().contains("not in order"));
+    let packed = compress(&first.blocks).unwrap();
+    builder.add(first, &packed).unwrap();
+    while builder.gather(&mut read).unwrap().is_some() {}
+    assert!(builder.finish().is_err(), "what was gathered and not added is missing");
+}
+
+#[test]
 fn the_start_tells_of_the_first_frames_what_the_index_tells_of_all() {
     let published = published();
     let tree = published.tree();

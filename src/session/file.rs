@@ -34,7 +34,12 @@ pub fn load(path: &Path) -> Result<Recording> {
         let text = format!("{name} has more than {limit} bytes, which no session has: it is not read");
         return Err(Error::new(errno::EFBIG, text));
     }
-    if bytes.starts_with(&MAGIC) { parse(&name, &bytes) } else { text::parse_recording(&name, bytes.as_slice()) }
+    read(&name, &bytes)
+}
+
+/// Reads a session in either form. `name` is for errors.
+pub fn read(name: &str, bytes: &[u8]) -> Result<Recording> {
+    if bytes.starts_with(&MAGIC) { parse(name, bytes) } else { text::parse_recording(name, bytes) }
 }
 
 /// Reads the compact form. `name` is for errors, which come only from the head: what is wrong behind it is counted in

@@ -45,12 +45,49 @@ pub fn send_all(directory: &Directory, url: &str, http: &HttpOptions, token: Opt
     send(directory, None, url, &delivery, &|| false)
 }
 
+/// The same to a place of another kind: `deliver` is given the bytes of each session and takes it, or fails as all that follow
+/// would. `place` is what the list beside the sessions calls it.
+///
+/// # Errors
+/// Those of `deliver`. What was sent before that stays sent.
+pub fn send_by(directory: &Directory, place: &str, deliver: &dyn Fn(&[u8]) -> Result<()>) -> Result<Sent> {
+    round(directory, None, place, &|_, bytes| deliver(bytes).map(|()| true), &|| false)
+}
+
 /// The same over a delivery, for sessions of `subject` alone if it is given, until `stop` says so.
 pub(super) fn send(
     directory: &Directory,
     subject: Option<&Subject>,
     url: &str,
     delivery: &Delivery,
+    stop: &dyn Fn() -> bool,
+) -> Result<Sent> {
+    let deliver = |name: &str, bytes: &[u8]| {
+        let reply = delivery.send(bytes).map_err(refusal)?;
+        match reply.status {
+            200..=299 => Ok(true),
+            // It is too large, or of a version that is not published there any more: that does not change.
+            413 | 415 | 422 => {
+                log::debug!("{}: {} says {} to {name}", delivery.name(), reply.status, reply.text);
+                Ok(false)
+            }
+            status => {
+                let text = format!("{} answers {status}: {}", delivery.name(), reply.text);
+                Err(Error::new(if status == 401 { errno::EACCES } else { errno::EPROTO }, text))
+            }
+        }
+    };
+    round(directory, subject, url, &deliver, stop)
+}
+
+/// A session, called so, for a place: whether it was taken or never will be.
+type Deliver<'a> = &'a dyn Fn(&str, &[u8]) -> Result<bool>;
+
+fn round(
+    directory: &Directory,
+    subject: Option<&Subject>,
+    url: &str,
+    deliver: Deliver<'_>,
     stop: &dyn Fn() -> bool,
 ) -> Result<Sent> {
     let mut ledger = Ledger::open(directory, url);
@@ -78,18 +115,9 @@ pub(super) fn send(
         if other || !is_published(&recording.subject) || recording.session.accesses.is_empty() {
             continue;
         }
-        let reply = delivery.send(&file::encode(&recording.anonymous())).map_err(refusal)?;
-        match reply.status {
-            200..=299 => result.sent += 1,
-            // It is too large, or of a version that is not published there any more: that does not change.
-            413 | 415 | 422 => {
-                log::debug!("{}: {} says {} to {name}", delivery.name(), reply.status, reply.text);
-                result.refused += 1;
-            }
-            status => {
-                let text = format!("{} answers {status}: {}", delivery.name(), reply.text);
-                return Err(Error::new(if status == 401 { errno::EACCES } else { errno::EPROTO }, text));
-            }
+        match deliver(name, &file::encode(&recording.anonymous()))? {
+            true => result.sent += 1,
+            false => result.refused += 1,
         }
         ledger.add(name)?;
     }

@@ -16,7 +16,7 @@
 mod courier;
 mod ledger;
 
-pub use courier::{Sent, send_all};
+pub use courier::{Sent, send_all, send_by};
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

@@ -57,6 +57,89 @@ fn qcow2_is_published_as_the_disk_that_it_shows() {
     assert!(said.contains("not a raw file"), "{said}");
 }
 
+/// Runs qemu-io on an image of qcow2.
+fn qemu_io(path: &Path, command: &str) {
+    let output = Command::new("qemu-io").args(["-f", "qcow2", "-c", command, text(path)]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn every_kind_of_qcow2_is_read_as_qemu_reads_it_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let site = at("site");
+    image(&at("disk.img"), 5 << 20, &[(0, 100_000), ((2 << 20) + 5, 1), (3 << 20, 300_000)]);
+    let make = |name: &str, options: &str| {
+        let path = at(name);
+        let options = format!("cluster_size=64k{options}");
+        qemu_img(&["convert", "-q", "-f", "raw", "-O", "qcow2", "-o", &options, text(&at("disk.img")), text(&path)])
+            .then_some(path)
+    };
+    let Some(old) = make("old", ",compat=0.10") else { return };
+    let fresh = |name: &str| make(name, "").unwrap();
+    // Zeroes that are written down as such, over data; some with a place of their own.
+    let zeroes = fresh("zeroes");
+    qemu_io(&zeroes, "write -q -z 0 64k");
+    qemu_io(&zeroes, "write -q -z -u 3M 128k");
+    // What was written after an internal snapshot counts, not what the snapshot holds.
+    let snapshot = fresh("snapshot");
+    qemu_img(&["snapshot", "-c", "then", text(&snapshot)]);
+    qemu_io(&snapshot, "write -q -P 0x77 0 200k");
+    // Three on top of each other, the lowest raw, each with something of its own; the top one is larger.
+    let (middle, top) = (at("middle"), at("top"));
+    qemu_img(&["create", "-q", "-f", "qcow2", "-b", "disk.img", "-F", "raw", text(&middle)]);
+    qemu_io(&middle, "write -q -P 1 1M 64k");
+    qemu_img(&["create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", text(&top), "7M"]);
+    qemu_io(&top, "write -q -P 2 6M 64k");
+    qemu_io(&top, "discard -q 1M 32k");
+    let aside = make("aside", &format!(",data_file={},data_file_raw=off", text(&at("data")))).unwrap();
+    let small = at("small");
+    qemu_img(&[
+        "convert",
+        "-q",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        "-o",
+        "cluster_size=512",
+        text(&at("disk.img")),
+        text(&small),
+    ]);
+
+    for path in [&old, &zeroes, &snapshot, &middle, &top, &aside, &small] {
+        let (name, raw) = (path.file_name().unwrap().to_str().unwrap(), at("as-qemu-reads-it"));
+        qemu_img(&["convert", "-q", "-f", "qcow2", "-O", "raw", text(path), text(&raw)]);
+        publish(path, &site, &[]);
+        assert!(see(&site, name).image == std::fs::read(&raw).unwrap(), "{name}");
+    }
+
+    let before = shown(&site);
+    let extended = make("extended", ",extended_l2=on").unwrap();
+    let compressed = make("compressed", ",compression_type=zstd").unwrap();
+    // Only the header is that of an encrypted one: to make a key, qemu-img measures how fast the machine is, and may give up.
+    let secret = fresh("secret");
+    let patch = |path: &Path, at: u64, bytes: &[u8]| {
+        std::fs::File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
+    };
+    patch(&secret, 32, &2u32.to_be_bytes());
+    let above = at("above");
+    qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-b", "secret", "-F", "qcow2", text(&above), "2M"]);
+    let short = fresh("short");
+    patch(&short, 24, &(1u64 << 40).to_be_bytes());
+    for (path, says) in [
+        (&extended, "extended L2 entries"),
+        (&compressed, "another way than with zlib"),
+        (&secret, "encrypted with LUKS"),
+        (&above, "secret cannot be read as a qcow2 image: it is encrypted with LUKS"),
+        (&short, "too short for its disk"),
+    ] {
+        let said = refused(path, &site, &[]);
+        assert!(said.contains(says), "{says:?} is not in {said:?}");
+    }
+    assert_eq!(shown(&site), before);
+}
+
 #[test]
 fn a_cache_is_completed_and_published_unless_somebody_uses_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -96,7 +179,7 @@ fn what_is_no_image_is_refused_and_leaves_nothing_behind() {
         ("/dev/null".into(), "neither a file nor a block device"),
         (file("a.vmdk", b"KDMV...."), "a VMDK file: make a raw image of it first"),
         (file("a.vdi", &vdi), "a VDI file"),
-        (file("a.qcow2", b"QFI\xfb\0\0\0\x09 and no more"), "as a qcow2 image"),
+        (file("a.qcow2", b"QFI\xfb\0\0\0\x09 and no more"), "it is of version 9"),
     ] {
         let said = refused(&path, &site, &["--name", "x"]);
         assert!(said.contains(says), "{says:?} is not in {said:?}");
@@ -104,7 +187,7 @@ fn what_is_no_image_is_refused_and_leaves_nothing_behind() {
     let disk = file("disk", &noise(1, 5000));
     for name in ["", ".hidden", "a b", "a/b", "a%2fb", &"x".repeat(101)] {
         let said = refused(&disk, &site, &["--name", name]);
-        assert!(said.contains("cannot be the name"), "{said}");
+        assert!(said.contains("cannot be the name") && said.contains("--name"), "{said}");
     }
     assert!(!site.exists());
     let said = refused(&disk, &disk, &[]);

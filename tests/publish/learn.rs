@@ -118,6 +118,51 @@ fn sessions_become_packs_once() {
 }
 
 #[test]
+fn publishing_again_mends_the_packs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, sessions) = (dir.path().join("disk.img"), directory(dir.path().join("sessions")));
+    let site = dir.path().join("site");
+    boot_image(&disk);
+    session_file(&sessions.join("a.vms"), 4, &BOOT);
+    publish(&disk, &site, &["--sessions", text(&sessions)]);
+    let right = files(&site);
+    let pointer = see(&site, "disk").pointer;
+    let packs = site.join(&pointer.packs.unwrap().name);
+    let bytes = std::fs::read(&packs).unwrap();
+    let copy = site.join(".vmstream/disk/model.vmm");
+    let model = Header::decode("p", &bytes).unwrap().model().start as usize;
+    // In the header, in the model and in the last frame; cut off; gone, with the tree as well.
+    let flipped = |at: usize| {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&packs, bytes).unwrap();
+    };
+    let ways: [&dyn Fn(); 6] = [
+        &|| flipped(20),
+        &|| flipped(model + 100),
+        &|| flipped(bytes.len() - 1),
+        &|| std::fs::write(&packs, &bytes[..model + 10]).unwrap(),
+        &|| std::fs::remove_file(&packs).unwrap(),
+        &|| {
+            std::fs::remove_file(&packs).unwrap();
+            std::fs::remove_file(site.join(&pointer.tree.name)).unwrap();
+        },
+    ];
+    for (number, way) in ways.iter().enumerate() {
+        way();
+        publish(&disk, &site, &[]);
+        assert!(files(&site) == right, "{number}: all is as it was");
+    }
+    // With no copy of the model left nothing is promised that is not there, and the sessions can be learnt again.
+    std::fs::remove_file(&packs).unwrap();
+    std::fs::remove_file(&copy).unwrap();
+    publish(&disk, &site, &[]);
+    assert_eq!(see(&site, "disk").pointer.packs, None);
+    publish(&disk, &site, &["--sessions", text(&sessions)]);
+    assert!(knows(&learnt(&site, &see(&site, "disk")), 512..540));
+}
+
+#[test]
 fn a_model_is_taken_as_it_is_if_it_is_of_this_image() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

@@ -1,6 +1,7 @@
 //! `vmstream publish` and what reads what it published, from the outside.
 #![cfg(feature = "tool")]
 
+mod bucket;
 mod input;
 mod kill9;
 mod learn;

@@ -66,6 +66,67 @@ fn nothing_is_written_that_is_there_already() {
 }
 
 #[test]
+fn publishing_again_mends_what_lies_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, site) = (dir.path().join("disk.img"), dir.path().join("site"));
+    small_image(&disk);
+    let link = publish(&disk, &site, &[]);
+    let right = files(&site);
+    let names = see(&site, "disk").pointer;
+    // A bad block in what is data, another in what is a hole; a bad hash; files that are cut off, or gone.
+    let spoil = |name: &str, at: u64, byte: u8| {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::File::options().write(true).open(site.join(name)).unwrap();
+        file.write_all_at(&[byte], at).unwrap();
+    };
+    let cut = |name: &str| std::fs::File::options().write(true).open(site.join(name)).unwrap().set_len(200).unwrap();
+    let (image, tree) = (&names.image, &names.tree.name);
+    let ways: [&dyn Fn(); 7] = [
+        &|| spoil(image, 70_000, right[Path::new(image)][70_000] ^ 1),
+        &|| spoil(image, 1 << 20, 1),
+        &|| spoil(tree, 200, right[Path::new(tree)][200] ^ 1),
+        &|| cut(image),
+        &|| cut(tree),
+        &|| std::fs::remove_file(site.join(image)).unwrap(),
+        &|| std::fs::remove_file(site.join(tree)).unwrap(),
+    ];
+    for (number, way) in ways.iter().enumerate() {
+        way();
+        assert_ne!(files(&site), right, "{number}");
+        assert_eq!(publish(&disk, &site, &[]), link);
+        assert!(files(&site) == right, "{number}: all is as it was");
+    }
+}
+
+#[test]
+fn how_many_versions_are_kept_can_be_changed_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, site) = (dir.path().join("disk.img"), dir.path().join("site"));
+    for version in 0..3u64 {
+        image(&disk, 1 << 20, &[(version << 16, 5000)]);
+        publish(&disk, &site, &["--keep", "3"]);
+    }
+    assert_eq!(shown(&site).len(), 7);
+    publish(&disk, &site, &["--keep", "1"]);
+    assert_eq!(shown(&site).len(), 3, "{:?}", shown(&site));
+    see(&site, "disk");
+}
+
+#[test]
+fn a_base_address_may_have_a_query_and_no_fragment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, site) = (dir.path().join("disk.img"), dir.path().join("site"));
+    small_image(&disk);
+    let link = publish(&disk, &site, &["--url", "https://host/images/?sig=a/b"]);
+    let root = see(&site, "disk").pointer.root;
+    assert_eq!(link, format!("https://host/images/disk.vmp?sig=a/b#{root}"));
+    for bad in ["https://host/images#part", "https://host/a b"] {
+        let output = vmstream(&["publish", text(&disk), "-o", text(&site), "--url", bad]);
+        assert_eq!(output.status.code(), Some(2), "{bad}: {output:?}");
+    }
+}
+
+#[test]
 fn old_versions_stay_as_long_as_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, site) = (dir.path().join("disk.img"), dir.path().join("site"));

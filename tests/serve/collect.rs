@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 
-use crate::harness::{Answer, Client, Server, eventually};
+use crate::harness::{Answer, Client, Server, eventually, vmstream};
 use crate::publication::{publish, session};
 
 fn post(client: &mut Client, path: &str, headers: &str, body: &[u8]) -> Answer {
@@ -118,10 +118,10 @@ fn with_tokens_only_their_owners_may_send() {
 fn a_client_that_sends_too_often_is_told_when_to_come_again() {
     let site = tempfile::tempdir().unwrap();
     let root = publish(site.path(), "disk");
-    let server = Server::start(site.path(), &["--collect", "--session-rate", "2", "--behind-proxy"]);
+    let server = Server::start(site.path(), &["--collect", "--session-rate", "2", "--trust-proxy"]);
     let mut client = server.client();
     let body = session(&root, &[1]);
-    let from = |address| format!("X-Forwarded-For: 10.9.9.9, {address}\r\n");
+    let from = |address| format!("X-Forwarded-For: 10.9.9.9\r\nX-Forwarded-For: 10.8.8.8, {address}\r\n");
     assert_eq!(post(&mut client, "/sessions/disk", &from("10.0.0.1"), &body).status, 201);
     assert_eq!(post(&mut client, "/sessions/disk", &from("10.0.0.1"), &body).status, 200);
     let refused = post(&mut client, "/sessions/disk", &from("10.0.0.1"), &body);
@@ -174,6 +174,107 @@ fn sessions_are_learnt_and_shown_even_if_the_server_was_killed_before() {
     assert_eq!(post(&mut client, "/sessions/disk", "", &session(&root, &[7, 8])).status, 201);
     eventually("another", || (metric(&server, "vmstream_trainings_total{outcome=\"learnt\"}") == 2.0).then_some(()));
     assert_eq!(vmstream::model::Model::load(&model).unwrap().learnt().sessions, 4);
+}
+
+#[test]
+fn what_is_collected_and_what_the_publisher_learns_is_counted_once() {
+    let site = tempfile::tempdir().unwrap();
+    let root = publish(site.path(), "disk");
+    let server = Server::start(site.path(), &["--collect", "--retrain-every", "0"]);
+    let mut lessons = 0.0;
+    let mut send = |blocks: &[u64]| {
+        let body = session(&root, blocks);
+        assert_eq!(post(&mut server.client(), "/sessions/disk", "", &body).status, 201);
+        lessons += 1.0;
+        eventually("a lesson", || {
+            (metric(&server, "vmstream_trainings_total{outcome=\"learnt\"}") == lessons).then_some(())
+        });
+    };
+    let model = || vmstream::model::Model::load(&site.path().join(".vmstream/disk/model.vmm")).unwrap();
+    let learn = |sessions: &Path| {
+        let image = std::fs::read_dir(site.path()).unwrap().map(|entry| entry.unwrap().path());
+        let image = image.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "raw")).unwrap();
+        let words = [image.as_path(), Path::new("-o"), site.path(), Path::new("--sessions"), sessions];
+        let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        let output = vmstream(&[&["publish", "--link", "--name", "disk"], &words[..]].concat()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    send(&[1, 2]);
+    send(&[3, 4]);
+    assert_eq!(model().learnt().sessions, 2);
+    // The publisher is pointed to what was collected: all of it is known.
+    learn(&site.path().join(".vmstream/disk/sessions"));
+    assert_eq!(model().learnt().sessions, 2);
+    // One of its own comes to the others, and stays when the next one is collected.
+    let own = tempfile::tempdir().unwrap();
+    std::fs::write(own.path().join("own.vms"), session(&root, &[5, 6])).unwrap();
+    learn(own.path());
+    assert_eq!(model().learnt().sessions, 3);
+    send(&[7, 8]);
+    assert_eq!(model().learnt().sessions, 4);
+    assert!([1, 3, 5, 7].iter().all(|block| model().owner(vmstream::block::Block(*block)).is_some()));
+    // The copy of the model is a copy: what counts is what is published.
+    std::fs::remove_file(site.path().join(".vmstream/disk/model.vmm")).unwrap();
+    send(&[9, 10]);
+    assert_eq!(model().learnt().sessions, 5);
+}
+
+#[test]
+fn who_sends_slowly_does_not_keep_others_out() {
+    let site = tempfile::tempdir().unwrap();
+    let root = publish(site.path(), "disk");
+    let server = Server::start(site.path(), &["--collect", "--trust-proxy"]);
+    let body = session(&root, &[1]);
+    let slow = |address: u32| {
+        let mut client = server.client();
+        let length = body.len();
+        client.send(&format!(
+            "POST /sessions/disk HTTP/1.1\r\nHost: here\r\nContent-Length: {length}\r\nX-Forwarded-For: 10.0.0.{address}\r\n\r\n"
+        ));
+        client.send_bytes(&body[..1]);
+        client
+    };
+    // Of one client only some are waited for.
+    let mut one: Vec<_> = (0..5).map(|_| slow(1)).collect();
+    let mut statuses: Vec<_> = one.iter_mut().map(|client| client.head().status).collect();
+    statuses.sort();
+    assert_eq!(statuses, [408, 408, 408, 408, 429]);
+    // And all together are for some seconds only.
+    let _many: Vec<_> = (2..18).map(slow).collect();
+    assert_eq!(post(&mut server.client(), "/sessions/disk", "", &body).status, 201);
+}
+
+#[test]
+fn what_is_refused_does_not_stay_in_memory() {
+    let site = tempfile::tempdir().unwrap();
+    publish(site.path(), "disk");
+    let server = Server::start(site.path(), &["--collect", "--session-rate", "6000"]);
+    let head = "POST /sessions/other HTTP/1.1\r\nHost: here\r\nContent-Length: 4000000\r\n\r\n";
+    let clients: Vec<_> = (0..48)
+        .map(|_| {
+            let mut client = server.client();
+            client.send(head);
+            client.send_bytes(&vec![0; 3_900_000]);
+            client
+        })
+        .collect();
+    let bytes = server.resident_bytes();
+    assert!(bytes < 100 << 20, "{bytes} bytes for {} bodies of nobody", clients.len());
+}
+
+#[test]
+fn links_on_the_page_begin_as_the_visitor_came() {
+    let site = tempfile::tempdir().unwrap();
+    publish(site.path(), "disk");
+    let link = |arguments: &[&str], headers: &str| {
+        let text = Server::start(site.path(), arguments).client().get("/", headers).text();
+        let (_, link) = text.split_once("<code>").unwrap();
+        link.split_once('#').unwrap().0.to_owned()
+    };
+    let proxied = "X-Forwarded-Proto: http\r\nX-Forwarded-Proto: https\r\n";
+    assert!(link(&["--trust-proxy"], proxied).starts_with("https://"));
+    assert!(link(&["--trust-proxy"], "").starts_with("http://"));
+    assert!(link(&[], proxied).starts_with("http://"), "nobody said that there is a proxy");
 }
 
 #[test]

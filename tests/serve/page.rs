@@ -102,7 +102,7 @@ fn the_pages_are_whole_in_a_browser() {
     let site = tempfile::tempdir().unwrap();
     let root = publish(site.path());
     let lesson = LESSON.to_string();
-    let arguments = ["--collect", "--behind-proxy", "--retrain-every", "1000m", "--retrain-after", &lesson];
+    let arguments = ["--collect", "--trust-proxy", "--retrain-every", "1000m", "--retrain-after", &lesson];
     let server = Server::start(site.path(), &arguments);
     let mut client = server.client();
     for n in 0..LESSON * LESSONS {

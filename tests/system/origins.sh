@@ -96,6 +96,28 @@ tree=$(sed -n 's/^tree \([^ ]*\) .*/\1/p' "$site/disk.vmp")
 same "caches keep the pointer for a minute" "public, max-age=60" "$(header disk.vmp)"
 same "and the rest for ever" "public, max-age=31536000, immutable" "$(header "$tree")"
 
+# --- sessions in a bucket: sent there from beside a cache, and learnt from there ---
+mkdir "$work/texts" "$work/sessions"
+for n in 1 2 3; do
+    {
+        echo "# vmtrace 1 size=$size block=4096 validator=root:$root_hash"
+        for ((at = 0; at < 20; at++)); do echo "$((at * 1000)) R $(((n * 40 + at) * 65536)) 16384"; done
+    } >"$work/texts/$n.vmtrace"
+done
+"$vmstream" trace --compact -o "$work/sessions" "$work"/texts/*.vmtrace
+send() { "$vmstream" sessions "$work/sessions" --send s3://images/sessions/disk; }
+same "sessions go to a bucket" "3 sent, 0 refused, 0 left for another time" "$(send)"
+same "each of them once" "0 sent, 0 refused, 0 left for another time" "$(send)"
+for junk in junk.vms notes.txt; do
+    curl -sf -X PUT "$AWS_ENDPOINT_URL/images/sessions/disk/$junk" -o /dev/null --data-binary 'no session'
+done
+learn() { "$vmstream" train --anew -o "$work/bucket.vmm" s3://images/sessions/disk 2>"$work/said"; }
+check "what lies there is learnt" learn
+check "but for what is no session, which is said" grep -q 'images/sessions/disk/junk.vms.*left out' "$work/said"
+"$vmstream" train --quiet --anew -o "$work/local.vmm" "$work"/sessions/*.vms >/dev/null
+check "it is the model of the same sessions on a disk" cmp "$work/local.vmm" "$work/bucket.vmm"
+check "where nothing lies nothing is learnt" refuses 'nothing to learn' "$vmstream" train -o "$work/none.vmm" s3://images/nothing
+
 # --- serve ---
 serve origin "$site"
 

@@ -2,8 +2,11 @@
 //!
 //! What lies at the origin afterwards is told in `docs/format.md`, how it is used in `docs/publishing.md`. One noun a file:
 //! `image` and `qcow2` read what is published, `hash` goes over it once, `site` is the directory it goes to, `versions`
-//! knows which files are old, `learn` puts a model and packs beside it, `moved` finds blocks of an older version again.
+//! knows which files are old, `learn` puts a model and packs beside it, `collected` is what a server has learnt meanwhile,
+//! `moved` finds blocks of an older version again.
 
+pub mod collected;
+mod compress;
 mod gauge;
 mod hash;
 mod image;
@@ -17,7 +20,10 @@ mod versions;
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use vmstream::block::{BLOCK_BYTES_DEFAULT, Geometry};
@@ -30,8 +36,13 @@ use crate::{Outcome, progress};
 use gauge::Gauge;
 use hash::Hashed;
 use image::Input;
+use pack::Kept;
 use site::{Desk, Draft, Site};
 use stop::Stop;
+
+/// How often to look whether all is sent, and how long what is under way to a bucket may take to end.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const END_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Put an image into a directory from which any web server can stream it
 ///
@@ -77,7 +88,7 @@ pub struct PublishArgs {
 
     /// The address under which SITE is served, for the link
     #[arg(long, value_name = "BASE")]
-    pub url: Option<String>,
+    pub url: Option<site::Base>,
 }
 
 /// Publishes, and prints the link.
@@ -91,16 +102,20 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
         Some(name) => name.as_str(),
         None => site::name_of(&args.image).unwrap_or_default(),
     };
-    site::check_name(name)?;
-    let bucket = args.to.as_ref().map(Bucket::open).transpose()?;
+    site::check_name(name).map_err(|e| Error::new(e.errno(), format!("{e}; --name NAME gives it one")))?;
+    let bucket = args.to.as_ref().map(|to| Bucket::open(to, stop)).transpose()?;
     // Before anything is made: a slip in the image's name leaves no directory behind.
     let input = Input::open(&args.image, stop)?;
     let geometry = Geometry::new(input.size(), BLOCK_BYTES_DEFAULT)?;
     let site = Site::make(&args.output)?;
     let desk = site.desk(name)?;
     let before = desk.pointer()?;
+    let kept = match &before {
+        Some(pointer) => pack::kept(&site, name, pointer)?,
+        None => Kept::default(),
+    };
 
-    let job = Job { args, desk: &desk, input: &input, geometry, before: before.as_ref(), stop };
+    let job = Job { args, desk: &desk, input: &input, geometry, before: before.as_ref(), kept: &kept, stop };
     let (hashed, mut drafts, mut pointer) = job.image()?;
     if let Some(collect) = &args.collect {
         pointer.sessions = Some(collect.clone());
@@ -112,9 +127,7 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     }
     let tree = Tree::read(&hashed.tree, hashed.root)?;
     let lesson = job.lesson(&pointer, &tree)?;
-    if let Some(lesson) = &lesson
-        && lesson.changed
-    {
+    if let Some(lesson) = lesson.as_ref().filter(|lesson| lesson.changed || pointer.packs.is_none() || !kept.sound) {
         // The image has its public name only when all of it has.
         let image = drafts
             .iter()
@@ -123,12 +136,21 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
         let (draft, packs) = pack::pack(&desk, &tree, &lesson.model, &image, stop)?;
         drafts.push((draft, packs.name.clone()));
         pointer.packs = Some(packs);
+    } else if !kept.sound {
+        // Nobody knows any more what was in them.
+        pointer.packs = None;
     }
     input.check_unchanged()?;
     stop.check()?;
+    if let Some(lesson) = &lesson {
+        lesson.announce(&desk)?;
+    }
     let unchanged = before.as_ref() == Some(&pointer) && drafts.is_empty();
     if unchanged {
         log::info!("{name} is published already as it is");
+        if let Some(keep) = args.keep {
+            desk.keep(usize::from(keep))?;
+        }
     } else {
         desk.publish(&pointer, drafts, args.keep.map(usize::from))?;
     }
@@ -136,8 +158,8 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
         lesson.keep(&desk)?;
     }
     say(&tree, &pointer, &hashed);
-    let mut link = site::link(args.url.as_deref(), &site, name, &hashed.root);
-    if let Some(bucket) = &bucket {
+    let mut link = site::link(args.url.as_ref(), &site, name, &hashed.root);
+    if let Some(bucket) = bucket {
         let url = upload(bucket, &site, name, stop)?;
         if args.url.is_none() {
             link = format!("{url}#{}", hashed.root);
@@ -147,20 +169,41 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Sends what is published to a bucket; answers the pointer's address there.
-fn upload(bucket: &Bucket, site: &Site, name: &str, stop: &Stop) -> Result<String> {
-    let gauge = Mutex::new(None::<(Gauge, u64)>);
-    let outcome = bucket::upload::upload(site.directory(), name, bucket, &|sent, all| {
-        let mut gauge = gauge.lock().unwrap_or_else(PoisonError::into_inner);
-        let (gauge, shown) = gauge.get_or_insert_with(|| (Gauge::new("sent", all), 0));
-        // Lanes come here in no order.
-        gauge.read(sent.saturating_sub(*shown));
-        *shown = sent.max(*shown);
-        stop.signal().is_none()
-    });
-    // What it was ended by says more than where.
-    stop.check()?;
-    outcome
+/// Sends what is published to a bucket; answers the pointer's address there. On a thread of its own, because a request
+/// whose answer does not come cannot be broken off: who wants to end waits for it a little and then leaves it behind.
+fn upload(bucket: Bucket, site: &Site, name: &str, stop: &Stop) -> Result<String> {
+    let (sender, outcome) = channel();
+    let (site, name, seen) = (site.clone(), name.to_owned(), stop.clone());
+    let work = move || {
+        let gauge = Mutex::new(None::<(Gauge, u64)>);
+        let sent = bucket::upload::upload(site.directory(), &name, &bucket, &|sent, all| {
+            let mut gauge = gauge.lock().unwrap_or_else(PoisonError::into_inner);
+            let (gauge, shown) = gauge.get_or_insert_with(|| (Gauge::new("sent", all), 0));
+            // Lanes come here in no order.
+            gauge.read(sent.saturating_sub(*shown));
+            *shown = sent.max(*shown);
+            seen.signal().is_none()
+        });
+        // Nobody listens any more when it took too long to end.
+        let _ = sender.send(sent);
+    };
+    let started = thread::Builder::new().name("upload".into()).spawn(work);
+    started.map_err(|e| Error::io("cannot start the thread that sends", e))?;
+    let mut ending = None;
+    loop {
+        match outcome.recv_timeout(LOOK_EVERY) {
+            // Also when the wish to end came too late: it is all there.
+            Ok(Ok(url)) => return Ok(url),
+            // What it was ended by says more than where.
+            Ok(Err(error)) => return stop.check().and(Err(error)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::new(errno::EIO, "sending broke off: a defect")),
+        }
+        if stop.signal().is_some() && ending.get_or_insert_with(Instant::now).elapsed() > END_TIME_MAX {
+            log::warn!("ended in the middle of a request: parts of a large file may be left over in the bucket");
+            stop.check()?;
+        }
+    }
 }
 
 /// What one call works on.
@@ -171,6 +214,8 @@ struct Job<'a> {
     geometry: Geometry,
     /// What is published now.
     before: Option<&'a Pointer>,
+    /// What was learnt before.
+    kept: &'a Kept,
     stop: &'a Stop,
 }
 
@@ -187,14 +232,11 @@ impl Job<'_> {
             return self.copy();
         }
         let hashed = self.pass(None)?;
-        match self.before {
-            Some(pointer) if pointer.root == hashed.root && self.is_whole(pointer) => {
-                Ok((hashed, Vec::new(), pointer.clone()))
-            }
-            _ if self.args.link => self.link(hashed),
-            // It only looked the same, or its files are gone.
-            _ => self.copy(),
+        if let Some(pointer) = self.as_it_lies(&hashed)? {
+            return Ok((hashed, Vec::new(), pointer));
         }
+        // It only looked the same, or its files are not what they were.
+        if self.args.link { self.link(hashed) } else { self.copy() }
     }
 
     fn pass(&self, copy: Option<&Draft>) -> Result<Hashed> {
@@ -208,8 +250,8 @@ impl Job<'_> {
     fn copy(&self) -> Result<(Hashed, Drafts, Pointer)> {
         let draft = self.desk.draft("image")?;
         let hashed = self.pass(Some(&draft))?;
-        if let Some(pointer) = self.before.filter(|pointer| pointer.root == hashed.root && self.is_whole(pointer)) {
-            return Ok((hashed, Vec::new(), pointer.clone()));
+        if let Some(pointer) = self.as_it_lies(&hashed)? {
+            return Ok((hashed, Vec::new(), pointer));
         }
         draft.set_mtime(self.input.mtime_s())?;
         let file = self.desk.file_name(&hashed.root.to_string(), "raw");
@@ -251,26 +293,45 @@ impl Job<'_> {
             image,
             tree: NamedFile { name: file, bytes: hashed.tree.len() as u64 },
             root: hashed.root,
-            packs: None,
+            packs: self.before.filter(|pointer| pointer.root == hashed.root).and_then(|pointer| pointer.packs.clone()),
             sessions: self.before.and_then(|pointer| pointer.sessions.clone()),
         };
         Ok((hashed, drafts, pointer))
     }
 
-    /// True when the files that do not depend on what was learnt are there.
-    fn is_whole(&self, pointer: &Pointer) -> bool {
-        let bytes = |file: &str| self.desk.path(file).metadata().ok().filter(|m| m.is_file()).map(|m| m.len());
-        bytes(&pointer.image) == Some(pointer.geometry.size()) && bytes(&pointer.tree.name) == Some(pointer.tree.bytes)
+    /// What is published, if it is what was read just now and its files are what they were. Who publishes again expects
+    /// that everything is right afterwards, and a server's disk may have bad blocks; so the image that lies there is read as well.
+    fn as_it_lies(&self, hashed: &Hashed) -> Result<Option<Pointer>> {
+        let Some(pointer) = self.before.filter(|pointer| pointer.root == hashed.root) else { return Ok(None) };
+        if std::fs::read(self.desk.path(&pointer.tree.name)).ok().as_ref() != Some(&hashed.tree) {
+            log::warn!("{} is not what was published: it is made again", pointer.tree.name);
+            return Ok(None);
+        }
+        let path = self.desk.path(&pointer.image);
+        // A linked one was read just now.
+        let sound = self.input.is_file(&path) || {
+            match Input::open_published(&path, self.geometry) {
+                Ok(there) => {
+                    let mut gauge = Gauge::new("checked", there.data_bytes());
+                    let found = hash::pass(&there, self.geometry, None, &mut gauge, self.stop);
+                    // What cannot be read is what is to be mended; only the user's wish to end is none.
+                    self.stop.check()?;
+                    found.is_ok_and(|found| found.root == hashed.root)
+                }
+                Err(_) => false,
+            }
+        };
+        if !sound {
+            log::warn!("{} is not what was published: it is made again", pointer.image);
+        }
+        Ok(sound.then(|| pointer.clone()))
     }
 
     /// What is known of the guests of this image: from the command line, or from before, be it of an older version.
     fn lesson(&self, pointer: &Pointer, tree: &Tree) -> Result<Option<learn::Lesson>> {
-        let kept = match self.before {
-            Some(before) => pack::kept_model(self.desk.site(), before)?,
-            None => None,
-        };
+        let kept = self.kept.model.as_ref();
         let same_image = self.before.is_some_and(|before| before.root == pointer.root);
-        let base = match (&self.args.model, &kept) {
+        let base = match (&self.args.model, kept) {
             (Some(path), _) => Some(learn::read_model(path)?),
             (None, Some(kept)) if same_image => Some(kept.clone()),
             (None, Some(kept)) => self.before.map(|before| moved::model(self.desk, before, kept, tree)).transpose()?,
@@ -278,14 +339,14 @@ impl Job<'_> {
         };
         let mut learning = learn::Learning::new(base, tree);
         // What an earlier model had learnt says nothing of another one, nor of none.
-        if self.args.model.is_none() && kept.is_some() {
-            learning.remember(self.desk);
+        if let (None, Some(kept)) = (&self.args.model, kept) {
+            learning.remember(self.desk, kept, same_image)?;
         }
         if let Some(directory) = &self.args.sessions {
             let new = learning.learn(directory)?;
             log::info!("{new} new sessions in {}", directory.display());
         }
-        Ok(learning.finish(kept.as_deref().filter(|_| same_image)))
+        Ok(learning.finish(kept.map(Vec::as_slice).filter(|_| same_image)))
     }
 }
 

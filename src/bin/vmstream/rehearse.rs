@@ -98,14 +98,18 @@ fn publish(site: &Site, name: &str, sessions: &Path, stop: &Stop) -> Result<()> 
         return Err(Error::new(errno::ESTALE, format!("{name} was taken away while it was rehearsed")));
     };
     let tree = learn::read_tree(&desk, &pointer)?;
-    let mut learning = Learning::new(pack::kept_model(site, &pointer)?, &tree);
-    learning.remember(&desk);
+    let kept = pack::published_model(site, name, &pointer)?;
+    let mut learning = Learning::new(kept.clone(), &tree);
+    if let Some(kept) = &kept {
+        learning.remember(&desk, kept, true)?;
+    }
     let new = if sessions.is_dir() { learning.learn(sessions)? } else { 0 };
     let Some(lesson) = learning.finish(None).filter(|_| new > 0) else {
         let text =
             format!("nothing to learn: the guest did not read {name}, or another version was published meanwhile");
         return Err(Error::new(errno::EINVAL, text));
     };
+    lesson.announce(&desk)?;
     let done = learn::republish_at(&desk, &lesson.model, stop)?;
     lesson.keep(&desk)?;
     log::info!("{new} sessions learnt; {} has {}", done.packs.name, progress::size(done.packs.bytes));

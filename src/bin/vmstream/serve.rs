@@ -134,7 +134,7 @@ fn collector(args: &ServeArgs, images: &Images, tally: &Arc<Tally>) -> Result<Op
         tokens: how.token.as_deref().map(Tokens::load).transpose()?,
         per_minute: how.session_rate,
         history_bytes: how.history,
-        behind_proxy: how.behind_proxy,
+        trust_proxy: args.trust_proxy,
     };
     let schedule = Arc::new(Schedule::new(how.retrain_after, how.retrain_every));
     let collector = Arc::new(Collector::new(images.clone(), rules, schedule.clone())?);
@@ -164,7 +164,7 @@ impl Server<'_> {
         let (images, tally) = (Images::new(&args.dir), Arc::new(Tally::default()));
         let collector = collector(args, &images, &tally)?;
         let portal = Portal::new(images, stats.clone(), collector.is_some());
-        let site = Arc::new(Site::new(tree, stats.clone(), access, portal, collector, tally));
+        let site = Arc::new(Site::new(tree, stats.clone(), access, portal, collector, tally, args.trust_proxy));
         let server = Server { args, site, stats, link, connections_max: limits::connections_max() };
         server.announce(address)?;
         server.accept(listener, ordered).await;

@@ -9,8 +9,10 @@ use serde::Serialize;
 use vmstream::config::Config;
 use vmstream::error::{Error, Result};
 use vmstream::session::{self, Directory, Recording};
-use vmstream::uploader;
+use vmstream::uploader::{self, Sent};
 
+use crate::bucket::{self, Bucket, Label};
+use crate::publish::stop::Stop;
 use crate::{Outcome, progress};
 
 /// List the sessions recorded beside a cache: when, how long, what they needed and how they waited
@@ -26,7 +28,8 @@ pub struct SessionsArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Send the sessions that were not sent there yet to the publisher at this URL: numbers of blocks and times only
+    /// Send the sessions that were not sent there yet to the publisher at this URL, or to a bucket of S3 at
+    /// s3://BUCKET/PREFIX: numbers of blocks and times only
     #[arg(long, value_name = "URL", conflicts_with = "json")]
     pub send: Option<String>,
 
@@ -98,11 +101,32 @@ pub fn run(args: &SessionsArgs) -> Result<Outcome> {
 
 /// Sends sessions and says how many.
 fn send(directory: &Directory, url: &str, token: Option<&Path>) -> Result<Outcome> {
-    let token = token.map(uploader::read_token).transpose()?;
-    let sent = uploader::send_all(directory, url, &Config::default().http, token.as_deref())?;
+    let sent = if url.starts_with(bucket::SCHEME) {
+        if token.is_some() {
+            return Err(Error::option(
+                "--token",
+                "FILE",
+                "is for a publisher's server: a bucket knows other credentials",
+            ));
+        }
+        to_bucket(directory, url)?
+    } else {
+        let token = token.map(uploader::read_token).transpose()?;
+        uploader::send_all(directory, url, &Config::default().http, token.as_deref())?
+    };
     // A reader that went away is no failure.
     let _ = writeln!(std::io::stdout(), "{sent}");
     Ok(Outcome::Done)
+}
+
+/// Sends sessions to a bucket. Each is called by a hash of what is sent, so one that comes again takes its own place.
+fn to_bucket(directory: &Directory, url: &str) -> Result<Sent> {
+    let address: bucket::Address = url.parse().map_err(|e: String| Error::option("--send", url, e))?;
+    let bucket = Bucket::open(&address, &Stop::default())?;
+    let label = Label { cache: "private, no-cache", kind: "application/octet-stream", root: None };
+    uploader::send_by(directory, &address.to_string(), &|session| {
+        bucket.put(&format!("{}.vms", &blake3::hash(session).to_hex()[..32]), session, &label)
+    })
 }
 
 fn lines(rows: &[Row]) -> String {

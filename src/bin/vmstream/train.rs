@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use vmstream::error::{Error, Result, errno};
-use vmstream::model::{Limits, Model, Trainer};
+use vmstream::model::{FILE_BYTES_MAX, Limits, Model, Trainer};
+use vmstream::session::{self, Session};
 
+use crate::bucket::{self, Bucket};
 use crate::progress::{self, Meter};
+use crate::publish::stop::Stop;
 use crate::{Outcome, files, traces};
 
 /// Learn from sessions what guests of an image will want
@@ -35,42 +38,50 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub remember: u32,
 
-    /// Files of recorded sessions; with --merge also models
+    /// Files of recorded sessions, or s3://BUCKET/PREFIX for all that lie there; with --merge also models
     #[arg(required = true, value_name = "SESSION")]
     pub sessions: Vec<PathBuf>,
 }
 
+/// What in a bucket is read: the names of sessions, of their texts and of models end so.
+const ENDINGS: [&str; 3] = [".vms", ".vmtrace", ".vmm"];
 /// Shortest time between two drawings of the progress line.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
 /// Trains, writes the model in one step, and says on standard output what it has become.
 pub fn run(args: &TrainArgs) -> Result<Outcome> {
     let limits = Limits { paths_max: args.remember as usize, ..Limits::default() };
-    let mut trainer = if args.anew || args.merge { None } else { resume(&args.output, limits)? };
+    let known = if args.anew || args.merge { None } else { resume(&args.output, limits)? };
+    let mut class = Class { trainer: known, merges: args.merge, limits };
     let mut meter = Meter::new(false);
     let mut drawn = Instant::now();
-    for (number, path) in args.sessions.iter().enumerate() {
-        if is_model(path) {
-            if !args.merge {
-                let text = format!("{} is a model, not a session: merge models with --merge", path.display());
-                return Err(Error::new(errno::EINVAL, text));
-            }
-            merge(&mut trainer, path, limits)?;
-        } else {
-            let session = traces::read(path)?;
-            let known = trainer.get_or_insert_with(|| Trainer::new(session.geometry, limits));
-            known.add(&session).map_err(|e| Error::new(e.errno(), format!("{}: {e}", path.display())))?;
-        }
+    let mut number = 0;
+    let mut counted = || {
+        number += 1;
         if drawn.elapsed() >= DRAW_EVERY {
-            meter.show(&format!("{} of {} files read", number + 1, args.sessions.len()));
+            meter.show(&format!("{number} files read"));
             drawn = Instant::now();
         }
+    };
+    for path in &args.sessions {
+        match path.to_str().filter(|text| text.starts_with(bucket::SCHEME)) {
+            Some(text) => class.take_bucket(text, &mut counted)?,
+            None => {
+                class.take_file(path)?;
+                counted();
+            }
+        }
     }
-    // Clap lets no empty list through.
-    let Some(trainer) = trainer else { return Ok(Outcome::Done) };
+    let Some(trainer) = class.trainer else {
+        return Err(Error::new(errno::ENOENT, "there are no sessions in what was given, so there is nothing to learn"));
+    };
     let (model, file) = trainer.finish_file();
     files::replace(&args.output, &file)?;
     drop(meter);
+    if file.len() as u64 > FILE_BYTES_MAX {
+        let most = progress::size(FILE_BYTES_MAX);
+        log::warn!("{} is larger than {most}, and no reader takes it: let it --remember less", args.output.display());
+    }
     // A reader that went away is no failure.
     let _ = std::io::stdout().write_all(summary(&args.output, &model, file.len() as u64).as_bytes());
     Ok(Outcome::Done)
@@ -98,14 +109,75 @@ fn is_model(path: &Path) -> bool {
     read.is_ok() && start == Model::MAGIC
 }
 
-/// Takes the model at `path` in as one part of several.
-fn merge(trainer: &mut Option<Trainer>, path: &Path, limits: Limits) -> Result<()> {
-    let name = path.display().to_string();
-    match trainer {
-        Some(trainer) => trainer.merge(&name, open(path)?),
-        None => {
-            *trainer = Some(Trainer::from_part(&name, open(path)?, limits)?);
-            Ok(())
+/// Who is taught.
+struct Class {
+    /// Begins with the first session or model, which says of which image all must be.
+    trainer: Option<Trainer>,
+    merges: bool,
+    limits: Limits,
+}
+
+impl Class {
+    fn take_file(&mut self, path: &Path) -> Result<()> {
+        let name = path.display().to_string();
+        if is_model(path) { self.merge(&name, open(path)?) } else { self.learn(&name, &traces::read(path)?) }
+    }
+
+    /// Takes all that lies in a part of a bucket, one after the other. What is neither a session nor a model is passed over,
+    /// as whoever may put sessions there may put anything there.
+    fn take_bucket(&mut self, text: &str, counted: &mut dyn FnMut()) -> Result<()> {
+        let address: bucket::Address = text.parse().map_err(|e: String| Error::option("SESSION", text, e))?;
+        let bucket = Bucket::open(&address, &Stop::default())?;
+        let mut from = None;
+        loop {
+            let part = bucket.list(from.as_deref())?;
+            for (name, _) in &part.names {
+                let shown = format!("{}{name}", bucket.address());
+                if !ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+                    log::debug!("{shown} is passed over: its name has none of the endings {}", ENDINGS.join(", "));
+                    continue;
+                }
+                let bytes = match bucket.get(name, FILE_BYTES_MAX) {
+                    Err(error) if error.errno() == errno::EFBIG => {
+                        log::warn!("{error}: it is left out");
+                        continue;
+                    }
+                    bytes => bytes?,
+                };
+                if bytes.starts_with(&Model::MAGIC) {
+                    self.merge(&shown, &bytes[..])?;
+                } else {
+                    match session::file::read(&shown, &bytes) {
+                        Ok(recording) => self.learn(&shown, &recording.session)?,
+                        Err(error) => log::warn!("{error}: it is left out"),
+                    }
+                }
+                counted();
+            }
+            match part.next {
+                Some(next) => from = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn learn(&mut self, name: &str, session: &Session) -> Result<()> {
+        let known = self.trainer.get_or_insert_with(|| Trainer::new(session.geometry, self.limits));
+        known.add(session).map_err(|e| Error::new(e.errno(), format!("{name}: {e}")))
+    }
+
+    /// Takes a model in as one part of several.
+    fn merge(&mut self, name: &str, model: impl Read) -> Result<()> {
+        if !self.merges {
+            let text = format!("{name} is a model, not a session: merge models with --merge");
+            return Err(Error::new(errno::EINVAL, text));
+        }
+        match &mut self.trainer {
+            Some(trainer) => trainer.merge(name, model),
+            None => {
+                self.trainer = Some(Trainer::from_part(name, model, self.limits)?);
+                Ok(())
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ mod source;
 pub(super) use address::shown;
 pub use address::{Address, POINTER_ENDING, unpinned};
 pub use pointer::{NamedFile, POINTER_BYTES_MAX, Pointer, is_name};
-pub use source::{PublishedSource, root_of};
+pub use source::{FRAME_BYTES_MAX, PublishedSource, root_of};
 
 use std::ops::Range;
 use std::path::PathBuf;

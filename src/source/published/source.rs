@@ -20,8 +20,8 @@ const ROOT_PREFIX: &str = "root:";
 /// trip, in which even a slow link brings more.
 const GAP_MAX: u64 = 64 << 10;
 
-/// Longest frame that is taken from anywhere, in bytes: many times what any publisher makes.
-const FRAME_BYTES_MAX: u32 = 16 << 20;
+/// Longest frame that is taken from anywhere, packed and with its proof, in bytes: many times what any publisher makes.
+pub const FRAME_BYTES_MAX: u64 = 32 << 20;
 
 /// What a validator says of the root, if the image was a published one.
 pub fn root_of(identity: &Identity) -> Option<Root> {
@@ -97,7 +97,7 @@ impl PublishedSource {
             return Err(without(format!("{}: has not the packs that are used", self.place.name())));
         };
         let (offset, lengths) = opener.extent(frames.clone());
-        if let Some(long) = lengths.iter().find(|length| **length > FRAME_BYTES_MAX) {
+        if let Some(long) = lengths.iter().find(|length| u64::from(**length) > FRAME_BYTES_MAX) {
             return Err(without(format!(
                 "{}: a frame of {long} bytes; at most {FRAME_BYTES_MAX} are taken",
                 packs.name()
@@ -307,7 +307,7 @@ impl Sink for Opening<'_> {
 
     fn zeroes(&mut self, offset: u64, length: u64) -> Result<(), Stop> {
         // Frames of zeroes are no frames; but the length of the next one bounds what is made of them.
-        let piece = length.min(u64::from(FRAME_BYTES_MAX)) as usize;
+        let piece = length.min(FRAME_BYTES_MAX) as usize;
         self.data(offset, &vec![0; piece])
     }
 }

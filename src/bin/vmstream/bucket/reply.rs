@@ -43,6 +43,11 @@ impl Refusal {
         Self { what: what.to_owned(), status: None, code: error.to_string(), passing }
     }
 
+    /// Somebody wanted to end before it was asked.
+    pub fn ended(what: &str) -> Self {
+        Self { what: what.to_owned(), status: None, code: "ended before it was asked".to_owned(), passing: false }
+    }
+
     /// There is no such request.
     pub fn unsendable(what: &str, error: &ureq::http::Error) -> Self {
         Self { what: what.to_owned(), status: None, code: error.to_string(), passing: false }

@@ -47,7 +47,7 @@ pub fn upload(site: &Path, name: &str, bucket: &Bucket, watch: Watch<'_>) -> Res
     files.extend(pointer.packs.map(|packs| (packs.name, packs.bytes)));
     let all = files.iter().map(|file| file.1).sum();
     let sent = AtomicU64::new(0);
-    let label = Label { cache: IMMUTABLE, kind: "application/octet-stream", root: &root };
+    let label = Label { cache: IMMUTABLE, kind: "application/octet-stream", root: Some(&root) };
     for (file, bytes) in files {
         let job = Job { bucket, label: &label, name: &file, sent: &sent, all, watch };
         job.check()?;
@@ -58,7 +58,11 @@ pub fn upload(site: &Path, name: &str, bucket: &Bucket, watch: Watch<'_>) -> Res
             job.send(&site.join(&file), bytes)?;
         }
     }
-    let label = Label { cache: SHORT, kind: "text/plain; charset=utf-8", root: &root };
+    // The last moment to turn back: from here on readers may see the new version.
+    if !watch(sent.load(Ordering::Relaxed), all) {
+        return Err(Error::new(errno::ECANCELED, format!("stopped before {name} was put in place")));
+    }
+    let label = Label { cache: SHORT, kind: "text/plain; charset=utf-8", root: Some(&root) };
     let name = format!("{name}.vmp");
     bucket.put(&name, &text, &label)?;
     Ok(bucket.url(&name))
@@ -144,9 +148,9 @@ impl Job<'_> {
 
     fn begin(&self, key: &str) -> Result<String> {
         let mut action = self.bucket.signer.create_multipart_upload(Some(&self.bucket.credentials), key);
-        action.headers_mut().insert(ROOT_HEADER, self.label.root.to_owned());
-        let headers =
-            [(ROOT_HEADER, self.label.root), ("cache-control", self.label.cache), ("content-type", self.label.kind)];
+        let root = self.label.root.unwrap_or_default();
+        action.headers_mut().insert(ROOT_HEADER, root.to_owned());
+        let headers = [(ROOT_HEADER, root), ("cache-control", self.label.cache), ("content-type", self.label.kind)];
         let answer = self.bucket.send(&action, &headers, &[], self.name)?;
         let text = Bucket::text(answer, self.name)?;
         let answer = CreateMultipartUpload::parse_response(&text).map_err(|e| self.nonsense(&e.to_string()))?;

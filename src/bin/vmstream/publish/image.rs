@@ -10,11 +10,13 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::SeekFrom as Whence;
 use rustix::io::Errno;
 use vmstream::Image;
+use vmstream::block::Geometry;
+use vmstream::config::Config;
 use vmstream::error::{Error, Result, errno};
 use vmstream::store;
 
@@ -101,6 +103,24 @@ impl Input {
         Self::new(Kind::Raw(file), path, size, vec![path.to_owned()])
     }
 
+    /// Opens a raw image as it was published: whatever it holds, it is no other format.
+    pub fn open_published(path: &Path, geometry: Geometry) -> Result<Self> {
+        let unreadable = |e| Error::io(format_args!("cannot open {}", path.display()), e);
+        let file = File::open(path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() || metadata.len() != geometry.size() {
+            let text = format!("{} is not the image of {} bytes that was published", path.display(), geometry.size());
+            return Err(Error::new(errno::EIO, text));
+        }
+        Self::new(Kind::Raw(file), path, geometry.size(), vec![path.to_owned()])
+    }
+
+    /// True when the image is the file at `path`, by whatever name.
+    pub fn is_file(&self, path: &Path) -> bool {
+        let inode = path.metadata().ok().map(|metadata| Stamp::of(&metadata).inode);
+        matches!(self.kind, Kind::Raw(_)) && self.files.iter().any(|(_, stamp)| Some(stamp.inode) == inode)
+    }
+
     /// A cache is locked by opening it as an image, and what it lacks is fetched.
     fn open_cache(path: &Path, directory: bool, stop: &Stop) -> Result<Self> {
         let image = if directory { path.join("disk") } else { path.to_owned() };
@@ -129,14 +149,7 @@ impl Input {
         if !open.is_complete() {
             log::warn!("{} is not complete; fetching what it lacks from {}", image.display(), open.source_name());
         }
-        while !open.is_complete() {
-            stop.check()?;
-            if open.stats().failed {
-                let why = open.last_error().unwrap_or_default();
-                return Err(Error::new(errno::EIO, format!("{} cannot be completed: {why}", image.display())));
-            }
-            thread::sleep(LOOK_EVERY);
-        }
+        complete(&open, &image, Config::default().open_timeout, stop)?;
         let file = File::open(&image).map_err(|e| Error::io(format_args!("cannot open {}", image.display()), e))?;
         Self::new(Kind::Cache(file, Box::new(open)), path, summary.pinned.geometry.size(), vec![image])
     }
@@ -232,6 +245,31 @@ impl Input {
     }
 }
 
+/// Waits until a cache has all of its image. `EIO` when it cannot be had: for good, or nothing has come for so long.
+fn complete(open: &Image, image: &Path, patience: Duration, stop: &Stop) -> Result<()> {
+    let (mut there, mut since) = (open.stats().resident_bytes, Instant::now());
+    while !open.is_complete() {
+        stop.check()?;
+        let stats = open.stats();
+        if stats.resident_bytes != there {
+            (there, since) = (stats.resident_bytes, Instant::now());
+        }
+        let silent = since.elapsed() > patience;
+        if stats.failed || silent {
+            let why = open.last_error().unwrap_or_else(|| "nothing comes".to_owned());
+            let tried = if silent { format!(" (for {} s)", patience.as_secs()) } else { String::new() };
+            let text = format!(
+                "{} cannot be completed{tried}: {why}: see that {} is there, and publish again",
+                image.display(),
+                open.source_name()
+            );
+            return Err(Error::new(errno::EIO, text));
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
 fn no_image(path: &Path, why: &str) -> Error {
     Error::new(errno::EINVAL, format!("{} is no image to publish: it is {why}", path.display()))
 }
@@ -268,4 +306,23 @@ fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     };
     let hole = rustix::fs::seek(file, Whence::Hole(start)).unwrap_or(end);
     Ok(Some(start..if hole > start { hole.min(end) } else { end }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_whose_origin_is_dead_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, cache) = (dir.path().join("disk.img"), dir.path().join("cache"));
+        std::fs::write(&disk, vec![1; 1 << 20]).unwrap();
+        let [source, place] = [format!("source={}", disk.display()), format!("cache={}", cache.display())];
+        let open = Image::open([&source, &place, "bulk=on", "fill=on", "fault=error=100%", "sessions=off"]).unwrap();
+        let stop = Stop::default();
+        let error = complete(&open, &cache, Duration::from_millis(300), &stop).unwrap_err();
+        assert_eq!(error.errno(), errno::EIO);
+        assert!(error.to_string().contains("cannot be completed (for 0 s)"), "{error}");
+        open.close().unwrap();
+    }
 }

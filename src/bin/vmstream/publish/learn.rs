@@ -5,23 +5,23 @@
 //! train`. So a publisher that is killed in the middle has published the old model, and learns the new one again.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use vmstream::error::{Error, Result, errno};
-use vmstream::model::{Limits, Trainer};
+use vmstream::model::{self, Limits, Trainer};
 use vmstream::session::{self, Directory, Subject};
 use vmstream::source::published::{NamedFile, Pointer};
 use vmstream::tree::Tree;
 
+use super::collected::{self, Collected};
 use super::pack::pack;
 use super::site::{Desk, Site};
 use super::stop::Stop;
+use crate::files;
 
-/// Largest model that is read, in bytes: the largest that a reader takes.
-pub const MODEL_BYTES_MAX: u64 = 256 << 20;
 /// Name of the copy of the model.
-const MODEL: &str = "model.vmm";
+pub const MODEL: &str = "model.vmm";
 /// Name of the list of sessions that were learnt.
 const LEDGER: &str = "learnt";
 
@@ -69,10 +69,10 @@ pub fn read_tree(desk: &Desk, pointer: &Pointer) -> Result<Tree> {
 
 /// Reads a model file that was given by name.
 pub fn read_model(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MODEL_BYTES_MAX + 1).read_to_end(&mut bytes));
-    read.map_err(|e| Error::io(format_args!("cannot read {}", path.display()), e))?;
+    let bytes = files::read(path, model::FILE_BYTES_MAX)?;
+    let none =
+        || Error::io(format_args!("cannot read {}", path.display()), io::Error::from_raw_os_error(errno::ENOENT));
+    let bytes = bytes.ok_or_else(none)?;
     // With its record, so that it can learn more; this also says what is wrong with it under the name it was given by.
     Trainer::resume(&path.display().to_string(), &bytes[..], Limits::default())?;
     Ok(bytes)
@@ -85,6 +85,13 @@ pub struct Lesson {
     /// False when the readers have it already.
     pub changed: bool,
     ledger: BTreeSet<String>,
+    collected: Option<Beneath>,
+}
+
+/// A model that has collected sessions in it, as a server made it: what it knew without them, and which they are.
+struct Beneath {
+    base: Option<Vec<u8>>,
+    collected: Collected,
 }
 
 /// What is known, and what is being added to it.
@@ -92,17 +99,25 @@ pub struct Learning<'a> {
     tree: &'a Tree,
     base: Option<Vec<u8>>,
     ledger: BTreeSet<String>,
+    beneath: Option<Beneath>,
 }
 
 impl<'a> Learning<'a> {
     /// Goes on from a model with its record, or from nothing.
     pub fn new(base: Option<Vec<u8>>, tree: &'a Tree) -> Self {
-        Self { tree, base, ledger: BTreeSet::new() }
+        Self { tree, base, ledger: BTreeSet::new(), beneath: None }
     }
 
-    /// So that sessions which went into that model already are not learnt again.
-    pub fn remember(&mut self, desk: &Desk) {
-        self.ledger = read_ledger(desk);
+    /// So that sessions which went into that model already are not learnt again, by us or by a server. `kept` is the published
+    /// model, and `same_image` says that it is of this version of the image.
+    pub fn remember(&mut self, desk: &Desk, kept: &[u8], same_image: bool) -> Result<()> {
+        let own = desk.site().own(desk.name());
+        self.ledger = read_ledger(&own);
+        let collected = Collected::load(&own);
+        if same_image && collected.has_made(kept) {
+            self.beneath = Some(Beneath { base: collected::read_base(&own)?, collected });
+        }
+        Ok(())
     }
 
     /// Learns those sessions in a directory that are of this image and were not learnt before. What cannot be read or is
@@ -112,11 +127,12 @@ impl<'a> Learning<'a> {
             let text = format!("{} is no directory: give the one where the sessions are", directory.display());
             return Err(Error::new(errno::ENOENT, text));
         }
-        let limits = Limits::default();
-        let mut trainer = match &self.base {
-            Some(model) => Trainer::resume("the model", &model[..], limits)?,
-            None => Trainer::new(self.tree.geometry(), limits),
+        let begin = |base: &Option<Vec<u8>>| match base {
+            Some(model) => Trainer::resume("the model", &model[..], Limits::default()),
+            None => Ok(Trainer::new(self.tree.geometry(), Limits::default())),
         };
+        let mut trainer = begin(&self.base)?;
+        let mut below = self.beneath.as_ref().map(|beneath| begin(&beneath.base)).transpose()?;
         let this = Subject {
             validator: Some(format!("root:{}", self.tree.root())),
             ..Subject::nameless(self.tree.geometry())
@@ -126,7 +142,8 @@ impl<'a> Learning<'a> {
             let bytes =
                 std::fs::read(&path).map_err(|e| Error::io(format_args!("cannot read {}", path.display()), e))?;
             let mark = blake3::hash(&bytes).to_hex()[..32].to_owned();
-            if self.ledger.contains(&mark) {
+            let collected = self.beneath.as_ref().is_some_and(|beneath| beneath.collected.has_learnt(&mark));
+            if collected || self.ledger.contains(&mark) {
                 continue;
             }
             match session::file::parse(&path.display().to_string(), &bytes) {
@@ -135,6 +152,7 @@ impl<'a> Learning<'a> {
                 }
                 Ok(recording) => {
                     trainer.add(&recording.session)?;
+                    below.iter_mut().try_for_each(|below| below.add(&recording.session))?;
                     self.ledger.insert(mark);
                     new += 1;
                 }
@@ -143,21 +161,39 @@ impl<'a> Learning<'a> {
         }
         if new > 0 {
             self.base = Some(trainer.finish_file().1);
+            if let (Some(beneath), Some(below)) = (&mut self.beneath, below) {
+                beneath.base = Some(below.finish_file().1);
+            }
         }
         Ok(new)
     }
 
     /// What there is to publish, if anything is known at all; `published` is the model that the readers have.
     pub fn finish(self, published: Option<&[u8]>) -> Option<Lesson> {
-        let Self { base, ledger, .. } = self;
-        base.map(|model| Lesson { changed: published != Some(&model[..]), model, ledger })
+        let Self { base, ledger, beneath, .. } = self;
+        base.map(|model| Lesson { changed: published != Some(&model[..]), model, ledger, collected: beneath })
     }
 }
 
 impl Lesson {
+    /// Says, before it is published, that this model has collected sessions in it, if it has: a server that finds it must
+    /// not take them for the publisher's own.
+    pub fn announce(&self, desk: &Desk) -> Result<()> {
+        let Some(Beneath { collected, .. }) = &self.collected else { return Ok(()) };
+        let mut collected = collected.clone();
+        if !collected.has_made(&self.model) {
+            collected.models.push(collected::hash(&self.model));
+            collected.save(&desk.site().own(desk.name()))?;
+        }
+        Ok(())
+    }
+
     /// Keeps model and list of sessions among the publisher's own files. After it was published: what is missing here
     /// is learnt again.
     pub fn keep(&self, desk: &Desk) -> Result<()> {
+        if let Some(Beneath { base: Some(base), .. }) = &self.collected {
+            files::replace(&collected::base_path(&desk.site().own(desk.name())), base)?;
+        }
         desk.write_own(MODEL, &self.model)?;
         desk.write_own(LEDGER, self.ledger.iter().map(|mark| format!("{mark}\n")).collect::<String>().as_bytes())
     }
@@ -170,8 +206,9 @@ fn is_of(session: &Subject, this: &Subject) -> bool {
     session.geometry == this.geometry && (!published || session.validator == this.validator)
 }
 
-/// Sessions that were learnt, by the beginning of the hash of their files.
-fn read_ledger(desk: &Desk) -> BTreeSet<String> {
-    let path = desk.site().own(desk.name()).join(LEDGER);
-    std::fs::read_to_string(path).map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default()
+/// Sessions that the publisher has learnt, by the first 32 digits of the hash of their files; from the private directory of an
+/// image.
+pub fn read_ledger(own: &Path) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(own.join(LEDGER));
+    text.map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default()
 }

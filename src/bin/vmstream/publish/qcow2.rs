@@ -1,7 +1,10 @@
 //! Reading qcow2 images, with the files below them.
 //!
 //! A qcow2 file may name another image that shows through where it has nothing itself, and that one a third. All of them
-//! are read, and all of them are watched: a change in any of them is a change of the image.
+//! are read, and all of them are watched: a change in any of them is a change of the image. What their headers speak of is
+//! looked at first ([`head`]), so that nothing is read as what it is not.
+
+mod head;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -59,10 +62,13 @@ impl Disk {
     pub fn open(path: &Path) -> Result<(Self, Vec<PathBuf>)> {
         let shown = path.display().to_string();
         let gate = Gate::default();
+        head::check(path)?;
         let opened = Qcow2::<File>::builder_path(path).open_sync(gate.clone()).and_then(SyncFormatAccess::new);
         let mut files = vec![path.to_owned()];
         // Its own file comes through the gate as well.
         files.extend(gate.files.borrow().iter().filter(|file| *file != path).cloned());
+        // Those below it, before an error that says less.
+        files.iter().skip(1).filter(|file| file.is_file()).try_for_each(|file| head::check(file))?;
         match opened {
             Ok(access) => Ok((Self { access, shown }, files)),
             Err(error) => Err(refused(&shown, &files, error)),

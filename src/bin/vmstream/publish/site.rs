@@ -35,13 +35,18 @@ pub struct Site {
     directory: PathBuf,
 }
 
-/// Checks the name of an image: a name for files, for links and for people.
+/// True for what an image may be called: a name for files, for links, for pages and for people.
+pub fn is_image_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._+-".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(fits)
+}
+
+/// Checks the name of an image: EINVAL for what is none.
 pub fn check_name(name: &str) -> Result<()> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-');
-    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.starts_with('.') || !name.chars().all(fits) {
+    if !is_image_name(name) {
         let text = format!(
-            "'{}' cannot be the name of a published image: give one of letters, digits and . _ + - that begins with no \
-             dot and has {NAME_BYTES_MAX} of them at most",
+            "'{}' cannot be the name of a published image: it needs letters, digits and . _ + - , not a dot first, and \
+             {NAME_BYTES_MAX} of them at most",
             name.escape_default()
         );
         return Err(Error::new(errno::EINVAL, text));
@@ -260,6 +265,13 @@ impl Desk {
         self.drop_old(&mut versions)
     }
 
+    /// Keeps so many versions from now on, and removes the files of older ones.
+    pub fn keep(&self, versions: usize) -> Result<()> {
+        let mut known = Versions::load(&self.versions_path())?;
+        known.keep = versions;
+        self.drop_old(&mut known)
+    }
+
     /// Writes a file of the publisher's own in one step.
     pub fn write_own(&self, file: &str, bytes: &[u8]) -> Result<()> {
         crate::files::replace(&self.own.join(file), bytes)
@@ -324,10 +336,35 @@ pub fn name_within(directory: &Path, file: &Path) -> Result<Option<String>> {
     Ok(name.filter(served).map(str::to_owned))
 }
 
+/// The address under which a site is served. A query, which may be a signature, goes behind the pointer's name, as readers
+/// send it with every file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// Without a slash at the end.
+    folder: String,
+    /// With its question mark; empty without one.
+    query: String,
+}
+
+impl std::str::FromStr for Base {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        if text.contains('#') || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(
+                "must be the address of a folder, without blanks and without #: that is where the root hash goes"
+                    .to_owned(),
+            );
+        }
+        let (folder, query) = text.split_at(text.find('?').unwrap_or(text.len()));
+        Ok(Self { folder: folder.trim_end_matches('/').to_owned(), query: query.to_owned() })
+    }
+}
+
 /// The link to pass around: where the pointer lies, and what it must lead to.
-pub fn link(base: Option<&str>, site: &Site, name: &str, root: &Root) -> String {
+pub fn link(base: Option<&Base>, site: &Site, name: &str, root: &Root) -> String {
     match base {
-        Some(base) => format!("{}/{name}.vmp#{root}", base.trim_end_matches('/')),
+        Some(Base { folder, query }) => format!("{folder}/{name}.vmp{query}#{root}"),
         None => format!("{}#{root}", site.pointer_path(name).display()),
     }
 }

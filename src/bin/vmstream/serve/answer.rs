@@ -11,7 +11,7 @@ use hyper::header::{
     ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HOST, HeaderName,
     HeaderValue, LAST_MODIFIED, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
-use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use rustix::io::Errno;
 
 use super::access::AccessLog;
@@ -38,11 +38,13 @@ pub struct Site {
     portal: Arc<Portal>,
     collector: Option<Arc<Collector>>,
     tally: Arc<Tally>,
+    /// Whether a proxy stands before us that says how it was asked.
+    trust_proxy: bool,
 }
 
 impl Site {
     /// A site that serves `tree` and the pages of `portal`, counts in `stats` and logs to `access`. Sessions go to
-    /// `collector`, and what becomes of them to `tally`.
+    /// `collector`, and what becomes of them to `tally`. What a proxy says is believed if `trust_proxy`.
     pub fn new(
         tree: Tree,
         stats: Arc<Stats>,
@@ -50,9 +52,10 @@ impl Site {
         portal: Portal,
         collector: Option<Arc<Collector>>,
         tally: Arc<Tally>,
+        trust_proxy: bool,
     ) -> Self {
         let (tree, portal) = (Arc::new(tree), Arc::new(portal));
-        Self { tree, stats, access, buffers: Arc::default(), portal, collector, tally }
+        Self { tree, stats, access, buffers: Arc::default(), portal, collector, tally, trust_proxy }
     }
 
     /// Answers one request; what goes wrong is an answer too.
@@ -85,8 +88,7 @@ impl Site {
             Err(Malformed) => return plain(StatusCode::BAD_REQUEST, "broken percent-encoding in the path", exchange),
         };
         if name.is_top() {
-            let host = request.headers().get(HOST).map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
-            match self.page(request.uri().query(), host.unwrap_or_default()).await {
+            match self.page(request.uri().query(), self.base(request.headers())).await {
                 Ok(Some(page)) => return shown(page, method == Method::HEAD, exchange),
                 Ok(None) => {}
                 Err(error) => return failure(&error, exchange),
@@ -111,11 +113,20 @@ impl Site {
     }
 
     /// The page for people that stands at the top; `None` where a list of files does.
-    async fn page(&self, query: Option<&str>, host: String) -> io::Result<Option<Page>> {
+    async fn page(&self, query: Option<&str>, base: String) -> io::Result<Option<Page>> {
         let Some(view) = View::parse(query) else { return Ok(None) };
         let portal = self.portal.clone();
-        let drawn = tokio::task::spawn_blocking(move || portal.page(&view, &host)).await.map_err(io::Error::other)?;
+        let drawn = tokio::task::spawn_blocking(move || portal.page(&view, &base)).await.map_err(io::Error::other)?;
         drawn.map_err(io::Error::other)
+    }
+
+    /// How the visitor came to us: what links begin with. Only a proxy knows whether it was by TLS.
+    fn base(&self, headers: &HeaderMap) -> String {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let proto = headers.get_all("x-forwarded-proto").iter().next_back().map(text).unwrap_or_default();
+        let tls =
+            self.trust_proxy && proto.rsplit(',').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("https"));
+        format!("{}://{}", if tls { "https" } else { "http" }, headers.get(HOST).map(text).unwrap_or_default())
     }
 
     async fn find(&self, name: &Name) -> io::Result<Entry> {

@@ -61,6 +61,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<PathBuf>,
 
+    /// Believe the proxy in front: X-Forwarded-For has the client's address last, X-Forwarded-Proto says http or https
+    #[arg(long)]
+    pub trust_proxy: bool,
+
     #[command(flatten)]
     pub collecting: CollectArgs,
 }
@@ -80,10 +84,6 @@ pub struct CollectArgs {
     /// Most sessions that one client address may send in a minute
     #[arg(long, value_name = "N", default_value_t = 60, requires = "collect", value_parser = clap::value_parser!(u32).range(1..=6000))]
     pub session_rate: u32,
-
-    /// The client's address is the last one in X-Forwarded-For, which a proxy in front sets
-    #[arg(long, requires = "collect")]
-    pub behind_proxy: bool,
 
     /// Room for the sessions of each image; in a full one the oldest go of the client that has most
     #[arg(long, value_name = "SIZE", default_value = "256M", requires = "collect", value_parser = |s: &str| parse_with(s, parse_size))]

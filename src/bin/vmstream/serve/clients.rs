@@ -121,6 +121,51 @@ impl Rates {
     }
 }
 
+/// How many things of one client may be under way at once.
+#[derive(Debug)]
+pub struct Turns {
+    max: usize,
+    taken: Mutex<HashMap<Address, usize>>,
+}
+
+/// One of them; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    turns: &'a Turns,
+    client: Address,
+}
+
+impl Turns {
+    /// At most so many of each client.
+    pub fn new(max: usize) -> Self {
+        Self { max, taken: Mutex::default() }
+    }
+
+    /// One more of this client; `None` when it has as many as it may. The table has only who is here, so it is bounded by the
+    /// connections.
+    pub fn take(&self, client: Address) -> Option<Turn<'_>> {
+        let mut taken = lock(&self.taken);
+        let count = taken.entry(client).or_default();
+        if *count >= self.max {
+            return None;
+        }
+        *count += 1;
+        Some(Turn { turns: self, client })
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut taken = lock(&self.turns.taken);
+        if let Some(count) = taken.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.client);
+            }
+        }
+    }
+}
+
 /// The clients that are connected, or were a short while ago.
 #[derive(Debug, Default)]
 pub struct Recent {
@@ -192,6 +237,16 @@ mod tests {
         assert!((19.0..21.0).contains(&wait.as_secs_f64()), "{wait:?}");
         assert!(rates.take(b, at(0)).is_ok(), "another client");
         assert!(rates.take(a, at(21)).is_ok() && rates.take(a, at(21)).is_err());
+    }
+
+    #[test]
+    fn a_client_has_so_many_turns_at_once_and_no_more() {
+        let (turns, a) = (Turns::new(2), address("10.0.0.1"));
+        let (first, _second) = (turns.take(a), turns.take(a));
+        assert!(turns.take(a).is_none() && turns.take(address("10.0.0.2")).is_some());
+        drop(first);
+        assert!(turns.take(a).is_some());
+        assert_eq!(lock(&turns.taken).len(), 1, "who is gone is forgotten");
     }
 
     #[test]

@@ -12,8 +12,11 @@
 //! | 404 | no such image is published here |
 //! | 408, 413 | the body came too slowly; is too large |
 //! | 415, 422 | the body is no session; is none of this image |
-//! | 429 | this client sends too often |
+//! | 429 | this client sends too often, or too many at once |
 //! | 500, 507 | the disk fails; is full |
+//! | 503 | too many sessions come at once |
+//!
+//! What is refused is read to its end all the same, for some seconds, and forgotten as it comes.
 
 use std::collections::HashMap;
 use std::fs::DirBuilder;
@@ -24,16 +27,16 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use hyper::{HeaderMap, Request, StatusCode};
 use tokio::sync::Semaphore;
 use vmstream::error::{Error, Result};
 use vmstream::session::{Subject, WallTime, file};
 
-use super::clients::{Address, Key, Rates};
+use super::clients::{Address, Key, Rates, Turns};
 use super::history::{History, Kept};
-use super::images::{Images, Published, is_name};
+use super::images::{Images, Published};
 use super::schedule::Schedule;
 use super::token::Tokens;
 
@@ -43,10 +46,17 @@ pub const PATH: &str = "/sessions/";
 pub const SESSION_BYTES_MAX: u64 = 4 << 20;
 /// How long a session may take to come.
 const BODY_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long it may take until the rate counts, and what it must reach from then on, in bytes a second: a guest behind a slow
+/// modem does. Who sends less only wants to be in the way.
+const PACE_AFTER: Duration = Duration::from_secs(5);
+const PACE_BYTES_S: u64 = 4 << 10;
 /// How long the rest of a refused one may take.
 const REST_TIME_MAX: Duration = Duration::from_secs(5);
-/// Sessions that may come at the same time; others wait. Bounds the memory to 64 MiB.
+/// Sessions that may come at the same time; others wait, so long at most. Bounds the memory to 64 MiB.
 const BODIES_MAX: usize = 16;
+const TURN_TIME_MAX: Duration = Duration::from_secs(20);
+/// Of these so many may be of one client, which then cannot keep out the others.
+const CLIENT_BODIES_MAX: usize = 4;
 /// Sessions that are looked at at the same time.
 const PARSED_MAX: usize = 2;
 
@@ -77,7 +87,7 @@ pub struct Rules {
     /// Most bytes of all sessions of one image.
     pub history_bytes: u64,
     /// Whether a proxy stands before us that says for whom it asks.
-    pub behind_proxy: bool,
+    pub trust_proxy: bool,
 }
 
 /// Takes sessions. All methods may be called from several threads at once.
@@ -89,6 +99,7 @@ pub struct Collector {
     key: Key,
     histories: Mutex<HashMap<String, Arc<Mutex<History>>>>,
     schedule: Arc<Schedule>,
+    turns: Turns,
     bodies: Semaphore,
     parsed: Semaphore,
 }
@@ -107,6 +118,7 @@ impl Collector {
             key: Key::load(&private.join("clients.key"))?,
             histories: Mutex::default(),
             schedule,
+            turns: Turns::new(CLIENT_BODIES_MAX),
             bodies: Semaphore::new(BODIES_MAX),
             parsed: Semaphore::new(PARSED_MAX),
         })
@@ -118,7 +130,7 @@ impl Collector {
         let reply = self.judge(peer, name, &head.headers, &mut body).await.unwrap_or_else(|refusal| refusal);
         if reply.status != StatusCode::PAYLOAD_TOO_LARGE && !body.is_end_stream() {
             // What is refused is taken all the same: a connection that is closed on what it has not read loses the answer.
-            let _ = tokio::time::timeout(REST_TIME_MAX, read(&mut body)).await;
+            let _ = tokio::time::timeout(REST_TIME_MAX, pass_over(&mut body)).await;
         }
         reply
     }
@@ -131,7 +143,7 @@ impl Collector {
         body: &mut Incoming,
     ) -> std::result::Result<Reply, Reply> {
         let header = |name| headers.get(name);
-        let address = self.address(peer, headers.get("x-forwarded-for").and_then(|text| text.to_str().ok()));
+        let address = self.address(peer, headers);
         self.rates.take(address, Instant::now()).map_err(|wait| Reply {
             retry_after: Some(wait),
             ..Reply::new(StatusCode::TOO_MANY_REQUESTS, "too many sessions of one client; later ones are welcome")
@@ -158,27 +170,33 @@ impl Collector {
         // Looked up before the body is read, so that what is for nobody costs nothing.
         let (this, name) = (self.clone(), name.to_owned());
         let image = off(move || this.image(&name)).await??;
+        let turn = self.turns.take(address).ok_or_else(|| Reply {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Reply::new(StatusCode::TOO_MANY_REQUESTS, "too many sessions of one client at once; send one by one")
+        })?;
         // The semaphores are never closed.
-        let permit = self.bodies.acquire().await;
-        let body = tokio::time::timeout(BODY_TIME_MAX, read(body)).await;
-        let body = body.map_err(|_| Reply::new(StatusCode::REQUEST_TIMEOUT, "the session came too slowly"))??;
+        let permit = tokio::time::timeout(TURN_TIME_MAX, self.bodies.acquire()).await.map_err(|_| Reply {
+            retry_after: Some(TURN_TIME_MAX),
+            ..Reply::new(StatusCode::SERVICE_UNAVAILABLE, "too many sessions come at once; later ones are welcome")
+        })?;
+        let body = read(body).await?;
         let parsing = self.parsed.acquire().await;
         let client = self.key.name(address, own_token);
         let this = self.clone();
         let reply = off(move || this.store(&image, &client, &body)).await?;
-        drop((permit, parsing));
+        drop((turn, permit, parsing));
         reply
     }
 
-    fn address(&self, peer: SocketAddr, forwarded: Option<&str>) -> Address {
-        // The last entry is what the proxy itself saw; all before it anybody can write.
-        let told = forwarded.and_then(|list| list.rsplit(',').next()?.trim().parse().ok());
-        told.filter(|_| self.rules.behind_proxy).unwrap_or(peer.ip()).into()
+    fn address(&self, peer: SocketAddr, headers: &HeaderMap) -> Address {
+        // The last entry of the last header is what the proxy itself saw; all before it anybody can write.
+        let last = headers.get_all("x-forwarded-for").iter().next_back().filter(|_| self.rules.trust_proxy);
+        let told = last.and_then(|text| text.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+        told.unwrap_or(peer.ip()).into()
     }
 
     fn image(&self, name: &str) -> std::result::Result<Published, Reply> {
-        let found = is_name(name).then(|| self.images.find(name)).flatten();
-        found.ok_or_else(|| Reply::new(StatusCode::NOT_FOUND, "no such image is published here"))
+        self.images.find(name).ok_or_else(|| Reply::new(StatusCode::NOT_FOUND, "no such image is published here"))
     }
 
     /// Looks at a session and keeps it. Blocks.
@@ -233,18 +251,44 @@ async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> st
         .map_err(|_| Reply::new(StatusCode::INTERNAL_SERVER_ERROR, "the session could not be looked at"))
 }
 
-/// Reads a body up to the limit.
+/// Reads a body up to the limit of bytes, as long as it comes fast enough.
 async fn read(body: &mut Incoming) -> std::result::Result<Vec<u8>, Reply> {
+    let began = Instant::now();
     let mut bytes = Vec::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
-        let frame = frame.map_err(|_| Reply::new(StatusCode::BAD_REQUEST, "the session broke off"))?;
-        let Some(data) = frame.data_ref() else { continue };
-        if bytes.len() as u64 + data.len() as u64 > SESSION_BYTES_MAX {
+    loop {
+        let piece = tokio::time::timeout_at((began + patience(bytes.len() as u64)).into(), next(body)).await;
+        let slow = |_| Reply::new(StatusCode::REQUEST_TIMEOUT, "the session came too slowly");
+        let Some(piece) = piece.map_err(slow)?? else { return Ok(bytes) };
+        if bytes.len() as u64 + piece.len() as u64 > SESSION_BYTES_MAX {
             return Err(too_large());
         }
-        bytes.extend_from_slice(data);
+        bytes.extend_from_slice(&piece);
     }
-    Ok(bytes)
+}
+
+/// How long after the beginning of a body of which so many bytes are here more must have come.
+fn patience(bytes: u64) -> Duration {
+    (PACE_AFTER + Duration::from_secs(bytes / PACE_BYTES_S)).min(BODY_TIME_MAX)
+}
+
+/// Reads what is left of a body and keeps nothing of it; beyond the limit it is left.
+async fn pass_over(body: &mut Incoming) -> std::result::Result<(), Reply> {
+    let mut left = SESSION_BYTES_MAX;
+    while let Some(piece) = next(body).await? {
+        left = left.checked_sub(piece.len() as u64).ok_or_else(too_large)?;
+    }
+    Ok(())
+}
+
+/// The next piece of a body; `None` at its end.
+async fn next(body: &mut Incoming) -> std::result::Result<Option<Bytes>, Reply> {
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await {
+        let frame = frame.map_err(|_| Reply::new(StatusCode::BAD_REQUEST, "the session broke off"))?;
+        if let Ok(data) = frame.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
 }
 
 /// The file that is kept of a posted session: what was understood of it, of this image, and nothing else.
@@ -304,6 +348,34 @@ mod tests {
             started: Some(WallTime(1_795_359_888_123_456)),
         };
         Recording { subject, session, lost_bytes: 0 }
+    }
+
+    #[test]
+    fn a_body_must_come_at_some_pace() {
+        assert_eq!(patience(0), PACE_AFTER);
+        assert_eq!(patience(10 * PACE_BYTES_S), PACE_AFTER + Duration::from_secs(10));
+        assert_eq!(patience(SESSION_BYTES_MAX), BODY_TIME_MAX);
+    }
+
+    #[test]
+    fn a_proxy_is_believed_what_it_has_added_itself_and_only_if_it_is_one() {
+        let (_dir, images) = site();
+        let collector = |trust_proxy| {
+            let rules = Rules { tokens: None, per_minute: 1, history_bytes: 1, trust_proxy };
+            Collector::new(images.clone(), rules, Arc::new(Schedule::new(1, Duration::ZERO))).unwrap()
+        };
+        let peer: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        let seen = |trust_proxy, told: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            told.iter().for_each(|told| _ = headers.append("x-forwarded-for", told.parse().unwrap()));
+            collector(trust_proxy).address(peer, &headers)
+        };
+        let address = |text: &str| Address::from(text.parse::<std::net::IpAddr>().unwrap());
+        assert_eq!(seen(true, &["10.6.6.6, 10.0.0.2"]), address("10.0.0.2"));
+        assert_eq!(seen(true, &["10.6.6.6", "10.0.0.2"]), address("10.0.0.2"), "the last of several headers");
+        assert_eq!(seen(false, &["10.6.6.6"]), address("10.0.0.1"));
+        assert_eq!(seen(true, &["10.6.6.6", "nonsense"]), address("10.0.0.1"));
+        assert_eq!(seen(true, &[]), address("10.0.0.1"));
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub struct Entry {
     pub name: String,
     /// Who sent it.
     pub client: String,
-    /// Hash of what it holds.
-    content: String,
+    /// Hash of what it holds: its first 16 digits.
+    pub content: String,
     /// Size of its file, in bytes.
     pub bytes: u64,
 }

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use vmstream::block::Geometry;
 use vmstream::source::published::{POINTER_BYTES_MAX, Pointer};
 
+use crate::publish::site::is_image_name;
+
 /// Longest list of kept versions that is read, in bytes: hundreds of them.
 const VERSIONS_BYTES_MAX: u64 = 64 << 10;
 /// Most images of a directory that are shown: bounds the page.
 const IMAGES_MAX: usize = 256;
-/// Longest name of an image, in bytes: with what is added to it, it still is the name of a file.
-const NAME_BYTES_MAX: usize = 128;
 /// Ending of a pointer's name.
 const ENDING: &str = ".vmp";
 /// What sessions of a published image have before its root hash.
@@ -45,12 +45,6 @@ pub struct Published {
 #[derive(Clone, Debug)]
 pub struct Images {
     site: PathBuf,
-}
-
-/// True for names that images may have: one segment of a path, of characters that need no escaping anywhere.
-pub fn is_name(name: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._~+-".contains(&b);
-    (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(plain)
 }
 
 impl Published {
@@ -89,14 +83,14 @@ impl Images {
         &self.site
     }
 
-    /// Where the publisher of an image keeps what is not served. `name` must be one of [`is_name`].
+    /// Where the publisher of an image keeps what is not served. `name` must be one of [`is_image_name`].
     pub fn private(&self, name: &str) -> PathBuf {
         self.site.join(".vmstream").join(name)
     }
 
     /// The image of this name. Blocks for as long as a small file takes to be read.
     pub fn find(&self, name: &str) -> Option<Published> {
-        if !is_name(name) {
+        if !is_image_name(name) {
             return None;
         }
         Published::parse(name, &read_text(&self.site.join(format!("{name}{ENDING}")), POINTER_BYTES_MAX as u64)?)
@@ -108,7 +102,7 @@ impl Images {
         let name = |entry: std::io::Result<std::fs::DirEntry>| {
             Some(entry.ok()?.file_name().to_str()?.strip_suffix(ENDING)?.to_owned())
         };
-        let mut names: Vec<_> = entries.filter_map(name).filter(|name| is_name(name)).take(IMAGES_MAX).collect();
+        let mut names: Vec<_> = entries.filter_map(name).filter(|name| is_image_name(name)).take(IMAGES_MAX).collect();
         names.sort();
         names.iter().filter_map(|name| self.find(name)).collect()
     }
@@ -170,9 +164,9 @@ mod tests {
 
     #[test]
     fn names_are_one_plain_segment() {
-        assert!(is_name("disk-1.2_x~y+z"));
-        for bad in ["", ".", "..", ".git", "a/b", "a b", "a%2F", "ä", "<b>", &"x".repeat(129)] {
-            assert!(!is_name(bad), "{bad}");
+        assert!(is_image_name("disk-1.2_xy+z"));
+        for bad in ["", ".", "..", ".git", "a/b", "a b", "a%2F", "ä", "<b>", "a~b", &"x".repeat(101)] {
+            assert!(!is_image_name(bad), "{bad}");
         }
         assert_eq!(Images::new(Path::new("/nonexistent")).list(), []);
     }

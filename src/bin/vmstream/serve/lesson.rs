@@ -2,9 +2,10 @@
 //!
 //! The model is made of the *base* and of the sessions that [`super::teaching`] chooses, always anew. So what it knows is a
 //! function of what lies in the history now: a session whose file was removed is unlearnt with the next lesson, and no
-//! client can gain by sending often what its share does not allow. The base is what the publisher trained or rehearsed:
-//! `model.vmm` in the image's private directory, unless it is one that was made here. Of those the ledger `collected.json`
-//! has the hashes; the base beneath them is kept as `base.vmm`.
+//! client can gain by sending often what its share does not allow. The base is what the publisher trained or rehearsed: the
+//! model in the published packs - only the pointer says what is published - unless it is one that was made here. Before there
+//! are packs it is `model.vmm` in the image's private directory, which else is a copy. What was made here, and the base beneath
+//! it, is told in [`crate::publish::collected`]. Sessions that the publisher has learnt are left out.
 //!
 //! The sessions are learnt in groups, the oldest first, so that their weight fades with age as it does when they are
 //! learnt as they come.
@@ -12,13 +13,12 @@
 //! What is done in which order matters only for a crash. The ledger names the old and the new model before the new one is
 //! put in place, so whichever is found there is known for ours, and the lesson is done again from the same base.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use vmstream::error::{Error, Result, errno};
-use vmstream::model::{Limits, Model, Trainer};
+use vmstream::model::{FILE_BYTES_MAX, Limits, Model, Trainer};
 use vmstream::session::{self, Session};
 
 use super::curve::{self, Curve};
@@ -26,29 +26,21 @@ use super::history::Entry;
 use super::images::{Images, Published};
 use super::teaching::{self, Support};
 use crate::files;
+use crate::publish::collected::{self, Collected};
+use crate::publish::learn::{MODEL, read_ledger};
+use crate::publish::pack::published_model;
+use crate::publish::site::Site;
 
 /// Sessions that are learnt by one call of the trainer, and so age together.
 const GROUP: usize = 32;
-/// Largest model and largest ledger that are read, in bytes.
-const MODEL_BYTES_MAX: u64 = 32 << 20;
-const LEDGER_BYTES_MAX: u64 = 1 << 20;
+/// Most accesses of all sessions that are held at once, of 56 bytes each; they share them evenly. A recorded boot has some
+/// thousands, and what one session has beyond its share comes late in it.
+const ACCESSES_MAX: usize = 4 << 20;
 
 /// Puts a model, and what is made of it, in place: of this site and image, that model as `model.vmm` and at the readers. With
 /// whatever keeps publishers apart it asks the last argument first, and does nothing when that fails: then somebody has
 /// published since the lesson began, which must not be undone.
 pub type Publish<'a> = &'a dyn Fn(&Path, &str, &[u8], &dyn Fn() -> Result<()>) -> Result<()>;
-
-/// What the ledger says.
-#[derive(Debug, Default, Deserialize, Serialize)]
-#[serde(default)]
-struct Ledger {
-    /// Hashes of the latest models that were made here, the newest last.
-    models: Vec<String>,
-    /// Names of the sessions in the newest.
-    sessions: BTreeSet<String>,
-    /// How many sessions were learnt in all, those included that are forgotten again.
-    heard: u64,
-}
 
 /// What came of a lesson.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,51 +51,49 @@ pub enum Learnt {
     Nothing,
 }
 
-/// The private files of an image.
-struct Desk(PathBuf);
-
-impl Desk {
-    fn model(&self) -> PathBuf {
-        self.0.join("model.vmm")
+/// The model that stands for what is known now.
+fn present(images: &Images, name: &str) -> Result<Option<Vec<u8>>> {
+    let site = Site::open(images.site())?;
+    match site.pointer(name)? {
+        Some(pointer) if pointer.packs.is_some() => published_model(&site, name, &pointer),
+        _ => files::read(&images.private(name).join(MODEL), FILE_BYTES_MAX),
     }
+}
 
-    fn base(&self) -> PathBuf {
-        self.0.join("base.vmm")
-    }
-
-    fn ledger(&self) -> PathBuf {
-        self.0.join("collected.json")
-    }
-
-    /// A ledger that cannot be read is none: what it told is found again.
-    fn read_ledger(&self) -> Ledger {
-        let bytes = read(&self.ledger(), LEDGER_BYTES_MAX).ok().flatten().unwrap_or_default();
-        serde_json::from_slice(&bytes).unwrap_or_default()
-    }
+/// The sessions that are to be learnt, the oldest first.
+fn select<'a>(own: &Path, entries: &'a [Entry]) -> Vec<Entry> {
+    let theirs = read_ledger(own);
+    let is_theirs = |entry: &&'a Entry| {
+        let next = theirs.range(entry.content.clone()..).next();
+        next.is_some_and(|mark| mark.starts_with(&entry.content))
+    };
+    let ours: Vec<_> = entries.iter().filter(|entry| !is_theirs(entry)).cloned().collect();
+    teaching::select(&ours).into_iter().cloned().collect()
 }
 
 /// Whether sessions lie there that the ledger does not know.
 pub fn is_behind(images: &Images, name: &str, entries: &[Entry]) -> bool {
-    let known = Desk(images.private(name)).read_ledger().sessions;
-    teaching::select(entries).iter().any(|entry| !known.contains(&entry.name))
+    let own = images.private(name);
+    let known = Collected::load(&own).sessions;
+    select(&own, entries).iter().any(|entry| !known.contains(&entry.name))
 }
 
-/// Learns. `entries` are the sessions of the history of `image`, the oldest first. Takes memory for what a model remembers,
-/// some 400 MiB at most, and time in proportion.
+/// Learns. `entries` are the sessions of the history of `image`, the oldest first. Takes memory for the sessions (224 MiB at
+/// most, and 80 for the one that is being read) and for what a model remembers, and time in proportion.
 pub fn learn(images: &Images, image: &Published, entries: &[Entry], publish: Publish) -> Result<Learnt> {
-    let desk = Desk(images.private(&image.name));
-    let mut ledger = desk.read_ledger();
-    let present = read(&desk.model(), MODEL_BYTES_MAX)?;
-    let ours = present.as_ref().is_some_and(|bytes| ledger.models.contains(&hash(bytes)));
-    let base = if ours { read(&desk.base(), MODEL_BYTES_MAX)? } else { present.clone() };
+    let own = images.private(&image.name);
+    let mut ledger = Collected::load(&own);
+    let present = self::present(images, &image.name)?;
+    let ours = present.as_ref().is_some_and(|bytes| ledger.has_made(bytes));
+    let base = if ours { collected::read_base(&own)? } else { present.clone() };
     if !ours {
         // A publisher's model, or none: from here on this is what lies beneath.
         match &base {
-            Some(bytes) => files::replace(&desk.base(), bytes)?,
-            None => drop(fs::remove_file(desk.base())),
+            Some(bytes) => files::replace(&collected::base_path(&own), bytes)?,
+            None => drop(fs::remove_file(collected::base_path(&own))),
         }
     }
-    let chosen = Chosen::load(images, image, entries);
+    let chosen = Chosen::load(images, image, &select(&own, entries), ACCESSES_MAX);
     let (model, bytes) = chosen.train(image, base.as_deref())?;
     if chosen.sessions.is_empty() || present.as_deref() == Some(&bytes) {
         return Ok(Learnt::Nothing);
@@ -116,21 +106,21 @@ pub fn learn(images: &Images, image: &Published, entries: &[Entry], publish: Pub
     let heard = ledger.heard + beneath.map_or(0, |model| model.learnt().sessions);
     let point = curve::try_out(before, &fresh, heard);
 
-    ledger.models = present.iter().filter(|_| ours).map(|bytes| hash(bytes)).chain([hash(&bytes)]).collect();
+    ledger.models =
+        present.iter().filter(|_| ours).map(|bytes| collected::hash(bytes)).chain([collected::hash(&bytes)]).collect();
     ledger.heard += fresh.len() as u64;
     ledger.sessions = chosen.sessions.iter().map(|session| session.name.clone()).collect();
-    let text = serde_json::to_vec_pretty(&ledger).map_err(|e| Error::io("cannot write what was learnt", e.into()))?;
-    files::replace(&desk.ledger(), text)?;
+    ledger.save(&own)?;
     let still = || {
         let same = images.find(&image.name).is_some_and(|now| now.root == image.root);
-        if same && read(&desk.model(), MODEL_BYTES_MAX)? == present {
+        if same && self::present(images, &image.name)? == present {
             return Ok(());
         }
         Err(Error::new(errno::EAGAIN, "a version or a model was published meanwhile; it is learnt on top of that soon"))
     };
     publish(images.site(), &image.name, &bytes, &still)?;
     if let Some(point) = point {
-        Curve::load(&desk.0).add(point, &desk.0)?;
+        Curve::load(&own).add(point, &own)?;
     }
     log::info!(
         "{}: learnt {} collected sessions; {} sequences",
@@ -154,12 +144,16 @@ struct Chosen {
 
 impl Chosen {
     /// Reads the chosen sessions. Those of another version of the image, which is kept for some time, have other blocks at
-    /// the same places; what cannot be read is passed over.
-    fn load(images: &Images, image: &Published, entries: &[Entry]) -> Self {
+    /// the same places; what cannot be read is passed over. No more than so many accesses are held: of each session those at
+    /// its beginning.
+    fn load(images: &Images, image: &Published, entries: &[Entry], accesses_max: usize) -> Self {
+        let share = accesses_max / entries.len().max(1);
         let validator = image.validator();
         let folder = images.private(&image.name).join("sessions");
-        let load = |entry: &&Entry| match session::load(&folder.join(&entry.name)) {
-            Ok(recording) => {
+        let load = |entry: &Entry| match session::load(&folder.join(&entry.name)) {
+            Ok(mut recording) => {
+                recording.session.accesses.truncate(share);
+                recording.session.accesses.shrink_to_fit();
                 let of_this = recording.subject.validator.as_ref() == Some(&validator);
                 (of_this && recording.session.geometry == image.geometry).then(|| Lesson {
                     name: entry.name.clone(),
@@ -172,7 +166,7 @@ impl Chosen {
                 None
             }
         };
-        Self { sessions: teaching::select(entries).iter().filter_map(load).collect() }
+        Self { sessions: entries.iter().filter_map(load).collect() }
     }
 
     /// The model and its file.
@@ -208,30 +202,10 @@ impl Chosen {
     }
 }
 
-fn hash(bytes: &[u8]) -> String {
-    blake3::hash(bytes).to_hex().to_string()
-}
-
-/// The bytes of a file; `None` when there is none. Errors: those of reading, and EFBIG.
-fn read(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>> {
-    use std::io::Read;
-    let failed = |e| Error::io(format_args!("cannot read {}", path.display()), e);
-    let file = match fs::File::open(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(failed)?,
-    };
-    let mut bytes = Vec::new();
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > bytes_max {
-        let text = format!("{} has more than {bytes_max} bytes, so it is not what its name says", path.display());
-        return Err(Error::new(errno::EFBIG, text));
-    }
-    Ok(Some(bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::collections::BTreeSet;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -420,6 +394,35 @@ mod tests {
         assert_eq!(site.model().learnt().sessions, 1);
         assert_eq!(site.learn().unwrap(), Learnt::Published(1));
         assert!(site.model().owner(Block(7)).is_some() && site.model().learnt().sessions == 2);
+    }
+
+    #[test]
+    fn what_the_publisher_has_learnt_of_them_is_not_learnt_twice() {
+        let mut site = site();
+        site.sends(1, session([100, 101]));
+        site.sends(2, session([200, 201]));
+        let (own, name) = (site.images.private("disk"), site.history.entries()[0].name.clone());
+        let bytes = fs::read(own.join("sessions").join(name)).unwrap();
+        let mut trainer = Trainer::new(site.image().geometry, Limits::default());
+        trainer.add(&session([100, 101])).unwrap();
+        fs::write(own.join("model.vmm"), trainer.finish_file().1).unwrap();
+        fs::write(own.join("learnt"), format!("{}\n", &blake3::hash(&bytes).to_hex()[..32])).unwrap();
+        assert_eq!(site.learn().unwrap(), Learnt::Published(1));
+        assert_eq!(site.model().learnt().sessions, 2);
+        assert!(!is_behind(&site.images, "disk", site.history.entries()));
+    }
+
+    #[test]
+    fn sessions_that_are_longer_than_their_share_count_with_their_beginning() {
+        let mut site = site();
+        site.sends(1, session(0..100));
+        site.sends(2, session(1000..1010));
+        let chosen = Chosen::load(&site.images, &site.image(), site.history.entries(), 40);
+        let lengths: Vec<_> = chosen.sessions.iter().map(|lesson| lesson.session.accesses.len()).collect();
+        assert_eq!(lengths, [20, 10]);
+        assert_eq!(chosen.sessions[0].session.accesses[..], session(0..20).accesses[..]);
+        // Whoever has fewer is taken as it is.
+        assert!(site.history.entries().len() * 20 <= 40 && std::mem::size_of::<Access>() <= 56);
     }
 
     #[test]

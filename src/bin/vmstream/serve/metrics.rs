@@ -38,6 +38,14 @@ impl Tally {
     }
 }
 
+#[cfg(test)]
+impl Tally {
+    /// Lessons that came to nothing.
+    pub fn failures(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
 /// What a status says of a session, as a label.
 fn outcome(status: u16) -> &'static str {
     match status {

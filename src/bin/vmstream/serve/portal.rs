@@ -19,11 +19,12 @@ use vmstream::error::Result;
 use vmstream::model::Model;
 
 use super::curve::{self, Curve};
-use super::images::{Images, Published, is_name};
+use super::images::{Images, Published};
 use super::stats::Stats;
 use super::tree::escape;
 use crate::picture;
 use crate::progress::size;
+use crate::publish::site::is_image_name;
 
 /// What a browser may load on behalf of a page: its own pictures, and the style that stands in it.
 pub const POLICY: &str = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'";
@@ -116,9 +117,9 @@ impl View {
         let name = name.replace("%2B", "+");
         match key {
             "files" => Some(Self::Files),
-            "image" if is_name(&name) => Some(Self::Image(name)),
-            "model" if is_name(&name) => Some(Self::Model(name)),
-            "curve" if is_name(&name) => Some(Self::Curve(name)),
+            "image" if is_image_name(&name) => Some(Self::Image(name)),
+            "model" if is_image_name(&name) => Some(Self::Model(name)),
+            "curve" if is_image_name(&name) => Some(Self::Curve(name)),
             _ => None,
         }
     }
@@ -130,19 +131,19 @@ impl Portal {
         Self { images, stats, collects, began: SystemTime::now(), known: Mutex::default() }
     }
 
-    /// What is to be sent; `None` where nothing is. `host` is what the visitor called us. Blocks.
-    pub fn page(&self, view: &View, host: &str) -> Result<Option<Page>> {
+    /// What is to be sent; `None` where nothing is. `base` is how the visitor came to us: scheme and host. Blocks.
+    pub fn page(&self, view: &View, base: &str) -> Result<Option<Page>> {
         let found = match view {
             View::Files => return Ok(None),
             View::Images => {
                 let images = self.images.list();
-                return Ok((!images.is_empty()).then(|| Page::Html(self.list(&images, host))));
+                return Ok((!images.is_empty()).then(|| Page::Html(self.list(&images, base))));
             }
             View::Image(name) | View::Model(name) | View::Curve(name) => self.images.find(name),
         };
         let Some(image) = found else { return Ok(None) };
         match view {
-            View::Image(_) => Ok(Some(Page::Html(self.image(&image, host)))),
+            View::Image(_) => Ok(Some(Page::Html(self.image(&image, base)))),
             View::Model(_) => Ok(self.known(&image.name).map(|known| Page::Svg(known.svg))),
             _ => {
                 let lesson = |point: &curve::Point| picture::curve::Lesson {
@@ -241,7 +242,7 @@ impl Portal {
         )
     }
 
-    fn list(&self, images: &[Published], host: &str) -> String {
+    fn list(&self, images: &[Published], base: &str) -> String {
         let mut page = self.head("Published images");
         page += "<h1>Published images</h1>\n<table>\n<thead><tr><th>Image<th>Size<th>In use<th>Hashes<th>Packs\
                  <th>Sessions learnt<th>Collected<th>Opened<th>Served<th>Saved</thead>\n";
@@ -263,7 +264,7 @@ impl Portal {
                 saved.openings,
                 size(saved.served),
                 size(saved.zeroes + saved.packed + saved.left),
-                html(&link(image, host)),
+                html(&link(image, base)),
             );
         }
         page += "</table>\n<p>A link is all that a guest needs: <code>vmstream mount LINK DIR</code>. What is behind the \
@@ -271,7 +272,7 @@ impl Portal {
         page + &self.foot()
     }
 
-    fn image(&self, image: &Published, host: &str) -> String {
+    fn image(&self, image: &Published, base: &str) -> String {
         let known = self.known(&image.name);
         let saved = self.saved(image, known.as_ref());
         let name = html(&image.name);
@@ -279,7 +280,7 @@ impl Portal {
         let _ = write!(
             page,
             "<p><a href=\"/\">Published images</a></p>\n<h1>{name}</h1>\n<p><code>{}</code></p>\n<table class=\"facts\">\n",
-            html(&link(image, host))
+            html(&link(image, base))
         );
         let used = self.used(image);
         let mut fact = |what: &str, value: String| {
@@ -339,8 +340,8 @@ fn saving(saved: &Saved, whole: u64) -> String {
 }
 
 /// The link to pass around.
-fn link(image: &Published, host: &str) -> String {
-    format!("http://{host}/{}.vmp#{}", image.name, image.root)
+fn link(image: &Published, base: &str) -> String {
+    format!("{base}/{}.vmp#{}", image.name, image.root)
 }
 
 /// A name of an image as part of a query.
@@ -408,8 +409,8 @@ mod tests {
         (dir, portal)
     }
 
-    fn html_of(portal: &Portal, view: View, host: &str) -> String {
-        match portal.page(&view, host).unwrap() {
+    fn html_of(portal: &Portal, view: View, base: &str) -> String {
+        match portal.page(&view, base).unwrap() {
             Some(Page::Html(text)) => text,
             other => panic!("{other:?}"),
         }

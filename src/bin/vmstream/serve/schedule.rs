@@ -9,9 +9,19 @@ use std::time::{Duration, Instant};
 pub struct Schedule {
     after: u32,
     every: Duration,
-    /// By image: how many sessions are new, and when the first of them came.
-    waiting: Mutex<BTreeMap<String, (u32, Instant)>>,
+    waiting: Mutex<BTreeMap<String, Waiting>>,
     news: Condvar,
+}
+
+/// What of one image waits.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    /// How many sessions are new.
+    new: u32,
+    /// When the first of them came.
+    since: Instant,
+    /// A lesson failed: none before then.
+    not_before: Instant,
 }
 
 impl Schedule {
@@ -20,13 +30,26 @@ impl Schedule {
         Self { after, every, waiting: Mutex::default(), news: Condvar::new() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (u32, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Waiting>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// There is one more new session of an image.
     pub fn heard(&self, image: &str) {
-        self.lock().entry(image.to_owned()).or_insert((0, Instant::now())).0 += 1;
+        self.add(image, Duration::ZERO);
+    }
+
+    /// A lesson of an image failed. It is due as if one session were new, but not before this pause is over.
+    pub fn failed(&self, image: &str, pause: Duration) {
+        self.add(image, pause);
+    }
+
+    fn add(&self, image: &str, pause: Duration) {
+        let now = Instant::now();
+        let mut waiting = self.lock();
+        let entry = waiting.entry(image.to_owned()).or_insert(Waiting { new: 0, since: now, not_before: now });
+        entry.new = entry.new.saturating_add(1);
+        entry.not_before = entry.not_before.max(now + pause);
         self.news.notify_one();
     }
 
@@ -50,15 +73,17 @@ impl Schedule {
 
 /// An image that is due, or how long until one is.
 fn due(
-    waiting: &BTreeMap<String, (u32, Instant)>,
+    waiting: &BTreeMap<String, Waiting>,
     after: u32,
     every: Duration,
     now: Instant,
 ) -> Result<String, Option<Duration>> {
     let mut pause = None;
-    for (image, (new, since)) in waiting {
-        let rest = every.saturating_sub(now.saturating_duration_since(*since));
-        if *new >= after || rest.is_zero() {
+    for (image, Waiting { new, since, not_before }) in waiting {
+        let young = every.saturating_sub(now.saturating_duration_since(*since));
+        let rest = if *new >= after { Duration::ZERO } else { young };
+        let rest = rest.max(not_before.saturating_duration_since(now));
+        if rest.is_zero() {
             return Ok(image.clone());
         }
         pause = Some(pause.map_or(rest, |pause: Duration| pause.min(rest)));
@@ -77,12 +102,18 @@ mod tests {
         let due = |waiting: &BTreeMap<_, _>, now| due(waiting, 3, Duration::from_secs(10), now);
         let mut waiting = BTreeMap::new();
         assert_eq!(due(&waiting, start), Err(None));
-        waiting.insert("b".to_owned(), (2, at(0)));
-        waiting.insert("a".to_owned(), (1, at(5)));
+        let of = |new, since| Waiting { new, since: at(since), not_before: start };
+        waiting.insert("b".to_owned(), of(2, 0));
+        waiting.insert("a".to_owned(), of(1, 5));
         assert_eq!(due(&waiting, at(6)), Err(Some(Duration::from_secs(4))));
         assert_eq!(due(&waiting, at(10)), Ok("b".to_owned()));
-        waiting.insert("a".to_owned(), (3, at(5)));
+        waiting.insert("a".to_owned(), of(3, 5));
         assert_eq!(due(&waiting, at(6)), Ok("a".to_owned()));
+        // One that has failed waits for its pause, and holds up no other.
+        waiting.insert("a".to_owned(), Waiting { not_before: at(20), ..of(3, 5) });
+        assert_eq!(due(&waiting, at(6)), Err(Some(Duration::from_secs(4))));
+        assert_eq!(due(&waiting, at(10)), Ok("b".to_owned()));
+        assert_eq!(due(&waiting, at(20)), Ok("a".to_owned()));
     }
 
     #[test]
