@@ -17,7 +17,7 @@ use vmstream::config::Config;
 use vmstream::error::errno;
 use vmstream::source::published::{FIRST_BYTES, Frames, PACKS_FIRST_BYTES};
 use vmstream::source::{self, FetchError, FrameSink, Sink, Source, Stop};
-use vmstream::tree::{Head, Lie, PageId, Tree, TreeBuilder, hash_block};
+use vmstream::tree::{Head, Lie, Tree, TreeBuilder, hash_block};
 use vmstream::{Error, Image, Op};
 
 /// Compares what arrives with the image, byte by byte.
@@ -477,10 +477,6 @@ impl Frames for Plain {
         vec![BlockRange::new(u64::from(frame) * FRAME_BLOCKS, u64::from(frame + 1) * FRAME_BLOCKS)]
     }
 
-    fn lacking(&self, frames: Range<u32>, _: &[Range<u32>], tree: &Tree) -> Vec<PageId> {
-        frames.flat_map(|frame| self.blocks_of(frame)).flat_map(|range| tree.missing(range)).collect()
-    }
-
     fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie> {
         let range = self.blocks_of(frame)[0];
         range.iter().zip(bytes.chunks(512)).try_for_each(|(block, bytes)| tree.check(block, bytes))?;
@@ -541,25 +537,6 @@ fn frames_come_in_one_request_and_pages_that_no_proof_brought_are_fetched() {
         assert_eq!((done, received), (frames.clone().collect(), frames.len() as u64 * FRAME_BLOCKS * 512));
         assert_eq!(server.seen().iter().filter(|seen| seen.target.ends_with(".vmk")).count(), before + 1);
     }
-}
-
-#[test]
-fn pages_that_no_proof_will_bring_come_beside_the_frames() {
-    let site = packed();
-    let meeting = Arc::new(Meeting::default());
-    let waits = meeting.clone();
-    let server = site.serve_after(move |seen| {
-        if seen.target.ends_with(".vmk") && seen.range().0 > 0 {
-            waits.arrive(0);
-        } else if is_tree(seen) && seen.range().0 > 0 {
-            waits.arrive(1);
-        }
-    });
-    let source = open(&site.link(&server));
-    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
-    let frame = (late_data(&site) / 512 / FRAME_BLOCKS) as u32;
-    fetch_frames(&*source, &site, frame..frame + 1).2.unwrap();
-    assert!(meeting.met());
 }
 
 #[test]

@@ -3,8 +3,6 @@
 //! Nothing of a frame is believed. The pages of its proof have to fit the tree, the blocks have to fit the pages, and what
 //! comes out of the decompressor may not be longer than the blocks that are expected. Only then are they handed out.
 
-use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use ruzstd::decoding::FrameDecoder;
@@ -97,42 +95,13 @@ fn parts<'a>(
     })
 }
 
-impl Index {
-    /// The frame whose proof has each page: the first one in the file that needs it. Found out once, in a millisecond for
-    /// some thousand frames.
-    fn brings(&self, tree: &Tree) -> &HashMap<PageId, u32> {
-        self.brings.get_or_init(|| {
-            let mut brings = HashMap::new();
-            for frame in 0..self.count() {
-                for page in pages_of(self.runs(frame), tree) {
-                    brings.entry(page).or_insert(frame);
-                }
-            }
-            brings
-        })
-    }
-}
-
 impl Frames for Index {
-    fn extent(&self, frames: Range<u32>) -> (u64, Vec<u32>) {
+    fn extent(&self, frames: std::ops::Range<u32>) -> (u64, Vec<u32>) {
         Self::extent(self, frames)
     }
 
     fn blocks_of(&self, frame: u32) -> Vec<BlockRange> {
         self.runs(frame).to_vec()
-    }
-
-    fn lacking(&self, frames: Range<u32>, flying: &[Range<u32>], tree: &Tree) -> Vec<PageId> {
-        let coming = |frame: &u32| frames.contains(frame) || flying.iter().any(|range| range.contains(frame));
-        let runs = frames.clone().flat_map(|frame| self.runs(frame));
-        let mut lacking: Vec<PageId> = runs.flat_map(|&run| tree.missing(run)).collect();
-        if !lacking.is_empty() {
-            let brings = self.brings(tree);
-            lacking.retain(|page| !brings.get(page).is_some_and(coming));
-        }
-        lacking.sort_unstable_by_key(|page| (std::cmp::Reverse(page.level), page.index));
-        lacking.dedup();
-        lacking
     }
 
     fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie> {

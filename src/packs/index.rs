@@ -1,14 +1,12 @@
 //! Which frame holds a block, and what a frame costs to fetch.
 
-use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use super::FRAME_BYTES_MAX;
 use super::order::order;
 use crate::block::{Block, BlockRange, Geometry};
 use crate::model::Model;
-use crate::tree::{FAN_OUT, FAN_OUT_SHIFT, HASH_BYTES, PageId};
+use crate::tree::{FAN_OUT, FAN_OUT_SHIFT, HASH_BYTES};
 
 /// A frame as the sections of a file list it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +47,6 @@ pub struct Index {
     /// In order of place.
     homes: Vec<Home>,
     pub(super) geometry: Geometry,
-    /// The frame that brings each hash page, once somebody has asked.
-    pub(super) brings: OnceLock<HashMap<PageId, u32>>,
 }
 
 impl Index {
@@ -62,7 +58,6 @@ impl Index {
             runs: Vec::with_capacity(count),
             homes: Vec::new(),
             geometry,
-            brings: OnceLock::new(),
         };
         let mut offset = offset;
         for frame in listed {
@@ -100,7 +95,6 @@ impl Index {
             runs: Vec::new(),
             homes: Vec::new(),
             geometry,
-            brings: OnceLock::new(),
         })
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::Index;
 use crate::block::BlockRange;
 use crate::source::published::Frames;
-use crate::tree::{Lie, PageId, Tree};
+use crate::tree::{Lie, Tree};
 
 /// Opens frames by the best index there is so far. Any thread may ask it while another one brings a better one.
 #[derive(Debug)]
@@ -35,10 +35,6 @@ impl Frames for Opener {
 
     fn blocks_of(&self, frame: u32) -> Vec<BlockRange> {
         self.index().runs(frame).to_vec()
-    }
-
-    fn lacking(&self, frames: Range<u32>, flying: &[Range<u32>], tree: &Tree) -> Vec<PageId> {
-        self.index().lacking(frames, flying, tree)
     }
 
     fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie> {

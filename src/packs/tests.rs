@@ -180,39 +180,6 @@ fn what_was_packed_comes_out_in_any_order() {
 }
 
 #[test]
-fn what_no_proof_brings_is_known_before() {
-    let published = published();
-    let whole = published.whole_tree();
-    let index = published.index(&whole);
-    let top = whole.head().levels() - 1;
-    // What lies above the proofs came with the beginning of the tree.
-    let begun = || {
-        let tree = published.tree();
-        for page in tree.missing(published.geometry.all()).into_iter().filter(|page| page.level == top) {
-            tree.add(page, &whole.page(page).unwrap()).unwrap();
-        }
-        tree
-    };
-    let count = index.count();
-    assert!(index.lacking(0..count, &[], &begun()).is_empty(), "all of them bring what they need of each other");
-    let mut some = 0;
-    for frame in [0, 1, count / 2, count - 1] {
-        let open = |tree: &Tree| index.unpack(frame, published.frame_bytes(&index, frame), tree, &mut |_, _| ());
-        let (tree, bare) = (begun(), begun());
-        let lacking = index.lacking(frame..frame + 1, &[], &tree);
-        assert!(
-            index.lacking(frame..frame + 1, std::slice::from_ref(&(0..frame)), &tree).is_empty(),
-            "those before it are on their way"
-        );
-        assert_eq!(open(&bare).is_err_and(|lie| lie.is_missing()), !lacking.is_empty(), "frame {frame}");
-        lacking.iter().for_each(|&page| tree.add(page, &whole.page(page).unwrap()).unwrap());
-        open(&tree).unwrap();
-        some += lacking.len();
-    }
-    assert!(some > 0);
-}
-
-#[test]
 fn the_same_model_and_image_give_the_same_bytes() {
     let published = published();
     assert!(pack(&published.model, &published.whole_tree()).unwrap() == published.file);

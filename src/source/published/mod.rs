@@ -29,7 +29,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use super::{FetchError, Stop};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
-use crate::tree::{Lie, PageId, Root, Tree};
+use crate::tree::{Lie, Root, Tree};
 use chosen::Chosen;
 pub use kept::KEPT_ENDING;
 use kept::Kept;
@@ -62,14 +62,6 @@ pub trait Frames: Send + Sync {
 
     /// The blocks that a frame holds.
     fn blocks_of(&self, frame: u32) -> Vec<BlockRange>;
-
-    /// The pages that are not here, are needed to check the blocks of `frames`, and come neither with these nor with those
-    /// that are `flying`: parents first. They are fetched beside. Without a better answer they are fetched when they are
-    /// found to be missing.
-    fn lacking(&self, frames: Range<u32>, flying: &[Range<u32>], tree: &Tree) -> Vec<PageId> {
-        let _ = (frames, flying, tree);
-        Vec::new()
-    }
 
     /// Opens a frame: adds the pages of its proof to `tree`, checks every block, and then hands all of them out.
     ///

@@ -193,19 +193,8 @@ impl Pages {
     /// Sees to it that what is missing to check `range` is on its way. Does not wait. Answers how many jobs had failed
     /// so far, for [`Pages::settle`].
     pub fn want(&self, range: BlockRange) -> u64 {
-        let state = self.shared.state();
+        let mut state = self.shared.state();
         let missing = self.shared.tree.missing(range);
-        self.send_for(state, missing)
-    }
-
-    /// The same for these pages, as far as they are missing.
-    pub fn want_pages(&self, mut pages: Vec<PageId>) {
-        let state = self.shared.state();
-        pages.retain(|page| self.shared.tree.page(*page).is_none());
-        self.send_for(state, pages);
-    }
-
-    fn send_for(&self, mut state: MutexGuard<'_, State>, missing: Vec<PageId>) -> u64 {
         let missing: Vec<PageId> = missing.into_iter().filter(|page| !state.flying.contains(page)).collect();
         if missing.is_empty() || state.closing {
             return state.failures;

@@ -4,7 +4,6 @@
 //! trip after that, the beginnings of tree and packs at once. What one place has told of the tree, no other is asked
 //! for again, because the root vouches for it.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -70,8 +69,6 @@ pub(super) struct Files {
     pub packs: Option<(NamedFile, Arc<dyn Source>)>,
     /// The packs were here and are not any more; others may have taken their place.
     pub packs_gone: AtomicBool,
-    /// Frames on their way from here.
-    pub frames_flying: Mutex<Vec<Range<u32>>>,
     /// What led here.
     pub pointer: Pointer,
     /// A block of the image was right.
@@ -222,7 +219,7 @@ impl Place {
         }
         let pages = Pages::new(tree_file, tree.clone(), self.lies.clone());
         let (packs_gone, proved) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Files { image, tree, pages, packs, packs_gone, frames_flying: Mutex::default(), pointer, proved })
+        Ok(Files { image, tree, pages, packs, packs_gone, pointer, proved })
     }
 
     /// The pointer of the version that is wanted, and its image. When the place has a newer one by now, the pointer that

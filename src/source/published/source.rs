@@ -1,8 +1,8 @@
 //! A place of a published image as a source: what the engine asks for bytes and frames.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checked::{Checked, Wanted};
 use super::place::{Files, LANE_ASIDE, Place, reworded};
@@ -104,10 +104,6 @@ impl PublishedSource {
             )));
         }
         let length = lengths.iter().map(|length| u64::from(*length)).sum();
-        // Out of the order of the file pages are missing that came with earlier frames: they come beside.
-        let _flying = Flying::begin(&files.frames_flying, frames.clone(), |flying| {
-            files.pages.want_pages(opener.lacking(frames.clone(), flying, &files.tree));
-        });
         let mut opening = Opening { files, opener: &*opener, sink, frames, lengths, held: Vec::new(), ended: None };
         let mut result = packs.fetch(lane, offset, length, &mut opening);
         // What is damaged is asked for once more, from that frame on.
@@ -198,30 +194,6 @@ fn joined(runs: impl Iterator<Item = BlockRange>, gap: u64) -> impl Iterator<Ite
     })
 }
 
-/// Frames on their way, for as long as this lives.
-struct Flying<'a>(&'a Mutex<Vec<Range<u32>>>, Range<u32>);
-
-impl<'a> Flying<'a> {
-    /// Begins with `frames`; `others` is told which are on their way already.
-    fn begin(all: &'a Mutex<Vec<Range<u32>>>, frames: Range<u32>, others: impl FnOnce(&[Range<u32>])) -> Self {
-        let mut flying = all.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = flying.clone();
-        flying.push(frames.clone());
-        drop(flying);
-        others(&before);
-        Self(all, frames)
-    }
-}
-
-impl Drop for Flying<'_> {
-    fn drop(&mut self) {
-        let mut flying = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = flying.iter().position(|frames| *frames == self.1) {
-            flying.swap_remove(at);
-        }
-    }
-}
-
 /// The sink that puts frames together as their bytes come, and opens them.
 struct Opening<'a> {
     files: &'a Files,
@@ -263,8 +235,8 @@ impl Opening<'_> {
         let mut out = |range: BlockRange, bytes: &[u8]| stopped = stopped || sink.blocks(range, bytes).is_err();
         let mut result = opener.unpack(frame, bytes, tree, &mut out);
         if result.as_ref().is_err_and(|lie| lie.is_missing()) {
-            // They are on their way, as a rule. Those that an earlier frame was to bring, which did not, are fetched now: the
-            // worker's own lane is taken by the frames.
+            // Out of the order of the file: pages that came with an earlier frame are fetched by themselves. The worker's
+            // own lane is taken by the frames.
             for range in opener.blocks_of(frame) {
                 let failures = self.files.pages.want(range);
                 if let Err(failure) = self.files.pages.settle(range, failures, LANE_ASIDE) {
