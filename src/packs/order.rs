@@ -8,7 +8,8 @@
 //!
 //! The line is cut into frames: units that are fetched, unpacked and checked as a whole. A frame ends where the next
 //! sequence would make it too long, and where sequences begin that other sessions use, as soon as it is long enough to
-//! pack well: what is fetched for the sake of one sequence should be of use for the rest.
+//! pack well: what is fetched for the sake of one sequence should be of use for the rest. The first one ends there in any
+//! case, because a guest on a slow link waits for it.
 
 use crate::model::{Model, Sequence, SequenceId};
 
@@ -34,7 +35,8 @@ pub fn order(model: &Model, bytes_max: u64, bytes: &dyn Fn(&Sequence) -> u64) ->
             continue;
         }
         let parts = last.is_some_and(|last| {
-            filled + length > FRAME_BYTES || (filled >= FRAME_BYTES_MIN && alike(model, last, id) < ALIKE_MIN)
+            let most = if frames.len() == 1 { FRAME_BYTES_MIN } else { FRAME_BYTES };
+            filled + length > most || (filled >= FRAME_BYTES_MIN && alike(model, last, id) < ALIKE_MIN)
         });
         match frames.last_mut() {
             Some(frame) if !parts => {

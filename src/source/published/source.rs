@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::checked::{Checked, Wanted};
-use super::place::{Files, LANE_ASIDE, Place};
-use super::{FrameSink, Published};
+use super::framed::{Arrivals, Ended, FRAME_BYTES_MAX, Framed};
+use super::place::Place;
+use super::{FrameSink, Frames, Published};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
 use crate::source::{FetchError, Identity, Sink, Source, Stop, within};
-use crate::tree::Root;
+use crate::tree::{PageId, Root, Tree};
 
 /// Before the root hash in the validator of a published image, which is the same wherever it lies.
 const ROOT_PREFIX: &str = "root:";
@@ -18,9 +19,6 @@ const ROOT_PREFIX: &str = "root:";
 /// Holes up to this long between data are fetched with it and not left out, in bytes: another request would cost a round
 /// trip, in which even a slow link brings more.
 const GAP_MAX: u64 = 64 << 10;
-
-/// Longest frame that is taken from anywhere, in bytes: many times what any publisher makes.
-const FRAME_BYTES_MAX: u32 = 16 << 20;
 
 /// What a validator says of the root, if the image was a published one.
 pub fn root_of(identity: &Identity) -> Option<Root> {
@@ -32,6 +30,8 @@ pub struct PublishedSource {
     place: Arc<Place>,
     common: Arc<Published>,
     identity: Identity,
+    /// Frames that are being fetched.
+    arrivals: Arrivals,
 }
 
 impl PublishedSource {
@@ -50,7 +50,7 @@ impl PublishedSource {
             }
         };
         common.add_place(place.clone());
-        Ok(Self { place, common, identity })
+        Ok(Self { place, common, identity, arrivals: Arrivals::default() })
     }
 
     fn fetch_checked(&self, lane: usize, range: Range<u64>, sink: &mut dyn Sink) -> Result<(), FetchError> {
@@ -95,9 +95,13 @@ impl PublishedSource {
                 packs.name()
             )));
         }
+        let arrival = self.arrivals.begin(frames.clone());
+        let failures = files.pages.want_these(|| self.unproved(&**opener, frames.clone(), &files.tree));
         let length = lengths.iter().map(|length| u64::from(*length)).sum();
-        let mut opening = Opening { source: self, files, sink, frames, lengths, held: Vec::new(), ended: None };
-        let result = packs.fetch(lane, offset, length, &mut opening);
+        let mut framed = Framed::new(opener, files, sink, frames, lengths);
+        let result = packs.fetch(lane, offset, length, &mut framed);
+        let outcome = framed.finish(result, failures, lane);
+        drop(arrival);
         // Packs that are gone or damaged leave an image that is read in ranges.
         let without_all = |why: String| {
             if !files.packs_gone.swap(true, Ordering::Relaxed) {
@@ -105,14 +109,23 @@ impl PublishedSource {
             }
             Err(without(why))
         };
-        match (opening.ended, result) {
-            (Some(Ended::Lie(why)), _) => without_all(format!("{}: {why}", packs.name())),
-            (Some(Ended::Pages(failure)), _) => Err(failure),
-            (None, Err(FetchError::Fatal(error))) => without_all(error.to_string()),
-            (None, Err(failure)) => Err(failure),
-            (None, Ok(())) if opening.frames.is_empty() => Ok(()),
-            (None, Ok(())) => Err(FetchError::transient(format!("{}: sent less than asked for", packs.name()))),
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(Ended::Lie(why)) => without_all(format!("{}: {why}", packs.name())),
+            Err(Ended::Pages(failure)) => Err(failure),
+            Err(Ended::Packs(FetchError::Fatal(error))) => without_all(error.to_string()),
+            Err(Ended::Packs(failure)) => Err(failure),
         }
+    }
+
+    /// The hash pages that are missing for some frames and that neither they bring nor others that are on their way.
+    fn unproved(&self, opener: &dyn Frames, frames: Range<u32>, tree: &Tree) -> Vec<PageId> {
+        let ranges = frames.flat_map(|frame| opener.blocks_of(frame));
+        let mut missing: Vec<PageId> = ranges.flat_map(|range| tree.missing(range)).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing.retain(|&page| opener.prover(page, tree).is_none_or(|frame| !self.arrivals.has(frame)));
+        missing
     }
 }
 
@@ -174,84 +187,4 @@ fn joined(runs: impl Iterator<Item = BlockRange>, gap: u64) -> impl Iterator<Ite
         }
         Some(run)
     })
-}
-
-/// The sink that puts frames together as their bytes come, and opens them.
-struct Opening<'a> {
-    source: &'a PublishedSource,
-    files: &'a Files,
-    sink: &'a mut dyn FrameSink,
-    /// The frames that are not done, and the lengths of all that were asked for.
-    frames: Range<u32>,
-    lengths: Vec<u32>,
-    held: Vec<u8>,
-    ended: Option<Ended>,
-}
-
-/// Why no more frames are opened.
-enum Ended {
-    /// One of them is not what was published.
-    Lie(String),
-    /// The pages that check it do not come.
-    Pages(FetchError),
-}
-
-impl Opening<'_> {
-    /// Opens the next frame.
-    fn unpack(&mut self, bytes: &[u8]) -> Result<(), Stop> {
-        let frame = self.frames.start;
-        let Some(opener) = self.source.common.frames() else { return Err(Stop) };
-        let tree = &self.files.tree;
-        let sink = &mut *self.sink;
-        let mut stopped = false;
-        let mut out = |range: BlockRange, bytes: &[u8]| stopped = stopped || sink.blocks(range, bytes).is_err();
-        let mut result = opener.unpack(frame, bytes, tree, &mut out);
-        if result.as_ref().is_err_and(|lie| lie.is_missing()) {
-            // Out of the order of the file: pages that came with an earlier frame are fetched by themselves. The worker's
-            // own lane is taken by the frames.
-            for range in opener.blocks_of(frame) {
-                let failures = self.files.pages.want(range);
-                if let Err(failure) = self.files.pages.settle(range, failures, LANE_ASIDE) {
-                    self.ended = Some(Ended::Pages(failure));
-                    return Err(Stop);
-                }
-            }
-            result = opener.unpack(frame, bytes, tree, &mut out);
-        }
-        if let Err(lie) = result {
-            self.ended = Some(Ended::Lie(format!("frame {frame}: {lie}")));
-            return Err(Stop);
-        }
-        if stopped {
-            return Err(Stop);
-        }
-        self.frames.start += 1;
-        self.sink.frame_done(frame)
-    }
-}
-
-impl Sink for Opening<'_> {
-    fn data(&mut self, _: u64, mut bytes: &[u8]) -> Result<(), Stop> {
-        self.sink.received(bytes.len() as u64);
-        while !bytes.is_empty() {
-            let at = self.lengths.len() - self.frames.len();
-            let Some(length) = self.lengths.get(at).map(|length| *length as usize) else { return Err(Stop) };
-            let (now, later) = bytes.split_at(bytes.len().min(length - self.held.len()));
-            self.held.extend_from_slice(now);
-            bytes = later;
-            if self.held.len() == length {
-                let held = std::mem::take(&mut self.held);
-                self.unpack(&held)?;
-                self.held = held;
-                self.held.clear();
-            }
-        }
-        Ok(())
-    }
-
-    fn zeroes(&mut self, offset: u64, length: u64) -> Result<(), Stop> {
-        // Frames of zeroes are no frames; but the length of the next one bounds what is made of them.
-        let piece = length.min(u64::from(FRAME_BYTES_MAX)) as usize;
-        self.data(offset, &vec![0; piece])
-    }
 }
