@@ -8,8 +8,8 @@
 //!
 //! The line is cut into frames: units that are fetched, unpacked and checked as a whole. A frame ends where the next
 //! sequence would make it too long, and where sequences begin that other sessions use, as soon as it is long enough to
-//! pack well: what is fetched for the sake of one sequence should be of use for the rest. The first one ends there in any
-//! case, because a guest on a slow link waits for it.
+//! pack well: what is fetched for the sake of one sequence should be of use for the rest. The first one is cut
+//! there in any case, because a guest on a slow link waits for it.
 
 use crate::model::{Model, Sequence, SequenceId};
 
@@ -35,8 +35,7 @@ pub fn order(model: &Model, bytes_max: u64, bytes: &dyn Fn(&Sequence) -> u64) ->
             continue;
         }
         let parts = last.is_some_and(|last| {
-            let most = if frames.len() == 1 { FRAME_BYTES_MIN } else { FRAME_BYTES };
-            filled + length > most || (filled >= FRAME_BYTES_MIN && alike(model, last, id) < ALIKE_MIN)
+            filled + length > FRAME_BYTES || (filled >= FRAME_BYTES_MIN && alike(model, last, id) < ALIKE_MIN)
         });
         match frames.last_mut() {
             Some(frame) if !parts => {
@@ -50,7 +49,23 @@ pub fn order(model: &Model, bytes_max: u64, bytes: &dyn Fn(&Sequence) -> u64) ->
         }
         last = Some(id);
     }
+    cut_first(&mut frames, &|id| bytes(model.sequence(id)));
     frames
+}
+
+/// Makes two frames of the first one: what a guest waits for before anything else is here should be soon over.
+fn cut_first(frames: &mut Vec<Vec<SequenceId>>, bytes: &dyn Fn(SequenceId) -> u64) {
+    let Some(first) = frames.first_mut() else { return };
+    let mut filled = 0;
+    let fits = first.iter().take_while(|&&id| {
+        filled += bytes(id);
+        filled <= FRAME_BYTES_MIN
+    });
+    let at = fits.count().max(1);
+    let rest = first.split_off(at);
+    if !rest.is_empty() {
+        frames.insert(1, rest);
+    }
 }
 
 /// All sequences that any path visits, each once.
