@@ -17,7 +17,7 @@ use vmstream::config::Config;
 use vmstream::error::errno;
 use vmstream::source::published::{FIRST_BYTES, Frames, PACKS_FIRST_BYTES};
 use vmstream::source::{self, FetchError, FrameSink, Sink, Source, Stop};
-use vmstream::tree::{Head, Lie, Tree, TreeBuilder, hash_block};
+use vmstream::tree::{Head, Lie, PageId, Tree, TreeBuilder, hash_block};
 use vmstream::{Error, Image, Op};
 
 /// Compares what arrives with the image, byte by byte.
@@ -245,7 +245,7 @@ fn spoiled(site: &Site) -> Vec<(&'static str, Site)> {
     vec![
         ("a block", with(&|other| other.flip(&site.pointer.image, 8 * at as usize + 3))),
         ("a hash page", with(&|other| other.flip(&tree.name, 8 * (tree.bytes as usize - 300)))),
-        ("the first pages", with(&|other| other.flip(&tree.name, 8 * 20_000))),
+        ("the first pages", with(&|other| other.flip(&tree.name, 8 * 10_000))),
         ("the hole map", with(&|other| other.flip(&tree.name, 8 * 113))),
         ("the head", with(&|other| other.flip(&tree.name, 8 * 50))),
         ("a short image", with(&|other| cut(other, &site.pointer.image))),
@@ -477,6 +477,10 @@ impl Frames for Plain {
         vec![BlockRange::new(u64::from(frame) * FRAME_BLOCKS, u64::from(frame + 1) * FRAME_BLOCKS)]
     }
 
+    fn prover(&self, _: PageId, _: &Tree) -> Option<u32> {
+        None
+    }
+
     fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie> {
         let range = self.blocks_of(frame)[0];
         range.iter().zip(bytes.chunks(512)).try_for_each(|(block, bytes)| tree.check(block, bytes))?;
@@ -568,14 +572,134 @@ fn frames_do_not_wait_for_pages_of_others() {
                 let mut sink = Checker { image: &site.image, at, zeroes: 0 };
                 source.fetch(lane, at, 512, &mut sink).unwrap();
             });
+            // One after the other, or both would come with one request.
+            let asked = third.1.wait_timeout_while(third.0.lock().unwrap(), Duration::from_secs(20), |n| *n < lane);
+            assert!(!asked.unwrap().1.timed_out());
         }
-        let two = third.0.lock().unwrap();
-        let waited = third.1.wait_timeout_while(two, Duration::from_secs(20), |count| *count < 2).unwrap();
-        assert!(!waited.1.timed_out());
-        drop(waited);
         let frame = used_from(7400) as u32 / 16;
         fetch_frames(&*source, &site, frame..frame + 1).2.unwrap();
     });
+}
+
+/// A frame with data whose hashes are not in the first request, as those of the next ones are not.
+fn late_frame(site: &Site) -> u32 {
+    (late_data(site) / 512 / FRAME_BLOCKS) as u32
+}
+
+/// True for a request for hash pages, as against that for the beginning of the tree.
+fn is_pages(seen: &Seen) -> bool {
+    is_tree(seen) && seen.range().0 > 0
+}
+
+/// Something that one thread does and another one waits for.
+#[derive(Default)]
+struct Moment(Mutex<bool>, Condvar);
+
+impl Moment {
+    fn come(&self) {
+        *self.0.lock().unwrap() = true;
+        self.1.notify_all();
+    }
+
+    fn wait(&self, what: &str) {
+        let waited = self.1.wait_timeout_while(self.0.lock().unwrap(), Duration::from_secs(20), |come| !*come);
+        assert!(!waited.unwrap().1.timed_out(), "waited in vain for {what}");
+    }
+}
+
+#[test]
+fn pages_that_frames_lack_are_asked_for_beside_them() {
+    let site = packed();
+    let asked = Arc::new(Moment::default());
+    let pages = asked.clone();
+    // The frames stay away until their pages have been asked for.
+    let server = site.serve_after(move |seen| match seen.target.ends_with(".vmk") && seen.range().0 > 0 {
+        true => pages.wait("a request for pages"),
+        false if is_pages(seen) => pages.come(),
+        false => {}
+    });
+    let source = open(&site.link(&server));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
+    let frame = late_frame(&site);
+    fetch_frames(&*source, &site, frame..frame + 3).2.unwrap();
+}
+
+/// Notes when all bytes of some frames are here.
+struct Arriving<'a> {
+    checker: FrameChecker<'a>,
+    bytes: u64,
+    all_here: Arc<Moment>,
+}
+
+impl FrameSink for Arriving<'_> {
+    fn received(&mut self, bytes: u64) {
+        self.checker.received(bytes);
+        if self.checker.received == self.bytes {
+            self.all_here.come();
+        }
+    }
+
+    fn blocks(&mut self, range: BlockRange, bytes: &[u8]) -> Result<(), Stop> {
+        self.checker.blocks(range, bytes)
+    }
+
+    fn frame_done(&mut self, frame: u32) -> Result<(), Stop> {
+        self.checker.frame_done(frame)
+    }
+}
+
+#[test]
+fn frames_that_lack_pages_hold_up_no_others() {
+    let site = packed();
+    let all_here = Arc::new(Moment::default());
+    let frames_here = all_here.clone();
+    // The pages stay away until all frames are here.
+    let server = site.serve_after(move |seen| {
+        if is_pages(seen) {
+            frames_here.wait("all frames");
+        }
+    });
+    let source = open(&site.link(&server));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Plain));
+    let frames = late_frame(&site)..late_frame(&site) + 20;
+    let checker = FrameChecker { image: &site.image, received: 0, done: Vec::new() };
+    let mut sink = Arriving { checker, bytes: frames.len() as u64 * FRAME_BLOCKS * 512, all_here };
+    source.fetch_frames(3, frames.clone(), &mut sink).unwrap();
+    assert_eq!(sink.checker.done, frames.collect::<Vec<_>>(), "in order, each once");
+}
+
+/// The same packs, if this frame had the proof of all.
+struct Proving(u32);
+
+impl Frames for Proving {
+    fn extent(&self, frames: Range<u32>) -> (u64, Vec<u32>) {
+        Plain.extent(frames)
+    }
+
+    fn blocks_of(&self, frame: u32) -> Vec<BlockRange> {
+        Plain.blocks_of(frame)
+    }
+
+    fn prover(&self, _: PageId, _: &Tree) -> Option<u32> {
+        Some(self.0)
+    }
+
+    fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie> {
+        Plain.unpack(frame, bytes, tree, out)
+    }
+}
+
+#[test]
+fn pages_that_a_frame_brings_are_asked_for_only_when_it_did_not() {
+    let site = packed();
+    let (server, frame) = (site.serve(), late_frame(&site));
+    let source = open(&site.link(&server));
+    source.published().unwrap().set_frames("disk.vmk", Arc::new(Proving(frame)));
+    let before = server.seen().len();
+    fetch_frames(&*source, &site, frame..frame + 3).2.unwrap();
+    let seen = server.seen();
+    assert!(seen[before].target.ends_with(".vmk"), "{}", seen[before].target);
+    assert!(seen[before + 1..].iter().any(is_pages), "its promise was not kept");
 }
 
 #[test]

@@ -337,11 +337,12 @@ impl Pupil {
         let Some(mut packs) = Packs::find(published, self.subject.geometry)? else { return Ok(false) };
         self.follower.pass_over_holes();
         let start = packs.start()?;
+        // Before anybody follows the guest by them, or the first of them would be fetched as ranges.
+        self.follower.fetch_packs(start.clone());
         if !following {
             let script = (0..start.count()).flat_map(|frame| start.runs(frame).to_vec()).collect();
             self.follower.follow(Box::new(Script::new(script)));
         }
-        self.follower.fetch_packs(start);
         let closing = || self.common.is_closing();
         let name = format!("the model in {}", packs.name());
         let kept = shelf.as_ref().filter(|shelf| shelf.published_validator().as_deref() == Some(packs.edition()));

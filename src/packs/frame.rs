@@ -3,6 +3,7 @@
 //! Nothing of a frame is believed. The pages of its proof have to fit the tree, the blocks have to fit the pages, and what
 //! comes out of the decompressor may not be longer than the blocks that are expected. Only then are they handed out.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ruzstd::decoding::FrameDecoder;
@@ -38,6 +39,17 @@ pub(super) fn pages_of(runs: &[BlockRange], tree: &Tree) -> Vec<PageId> {
     pages.sort_unstable_by_key(|page| (std::cmp::Reverse(page.level), page.index));
     pages.dedup();
     pages
+}
+
+/// By page: the first frame that needs it, in whose proof it is.
+pub(super) fn provers(index: &Index, tree: &Tree) -> HashMap<PageId, u32> {
+    let mut provers = HashMap::new();
+    for frame in 0..index.count() {
+        for page in pages_of(index.runs(frame), tree) {
+            provers.entry(page).or_insert(frame);
+        }
+    }
+    provers
 }
 
 /// A proof of these pages.
@@ -102,6 +114,10 @@ impl Frames for Index {
 
     fn blocks_of(&self, frame: u32) -> Vec<BlockRange> {
         self.runs(frame).to_vec()
+    }
+
+    fn prover(&self, page: PageId, tree: &Tree) -> Option<u32> {
+        self.provers(tree).get(&page).copied()
     }
 
     fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie> {

@@ -1,12 +1,15 @@
 //! Which frame holds a block, and what a frame costs to fetch.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use super::FRAME_BYTES_MAX;
+use super::frame;
 use super::order::order;
 use crate::block::{Block, BlockRange, Geometry};
 use crate::model::Model;
-use crate::tree::{FAN_OUT, FAN_OUT_SHIFT, HASH_BYTES};
+use crate::tree::{FAN_OUT, FAN_OUT_SHIFT, HASH_BYTES, PageId, Tree};
 
 /// A frame as the sections of a file list it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub struct Index {
     runs: Vec<BlockRange>,
     /// In order of place.
     homes: Vec<Home>,
+    /// In whose proof a hash page is; worked out at the first question, as only the tree of the image knows pages.
+    provers: OnceLock<HashMap<PageId, u32>>,
     pub(super) geometry: Geometry,
 }
 
@@ -57,6 +62,7 @@ impl Index {
             frames: Vec::with_capacity(listed.len() + 1),
             runs: Vec::with_capacity(count),
             homes: Vec::new(),
+            provers: OnceLock::new(),
             geometry,
         };
         let mut offset = offset;
@@ -94,6 +100,7 @@ impl Index {
             frames: vec![Frame { runs_from: 0, offset: 0, proof: 0 }],
             runs: Vec::new(),
             homes: Vec::new(),
+            provers: OnceLock::new(),
             geometry,
         })
     }
@@ -152,6 +159,11 @@ impl Index {
     pub fn extent(&self, frames: Range<u32>) -> (u64, Vec<u32>) {
         let offset = self.frames[(frames.start as usize).min(self.frames.len() - 1)].offset;
         (offset, frames.map(|frame| self.wire_bytes(frame..frame + 1) as u32).collect())
+    }
+
+    /// By hash page of the image's tree: the frame in whose proof it is.
+    pub(super) fn provers(&self, tree: &Tree) -> &HashMap<PageId, u32> {
+        self.provers.get_or_init(|| frame::provers(self, tree))
     }
 
     /// Bytes of the proof that a frame begins with.

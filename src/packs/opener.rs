@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::Index;
 use crate::block::BlockRange;
 use crate::source::published::Frames;
-use crate::tree::{Lie, Tree};
+use crate::tree::{Lie, PageId, Tree};
 
 /// Opens frames by the best index there is so far. Any thread may ask it while another one brings a better one.
 #[derive(Debug)]
@@ -35,6 +35,10 @@ impl Frames for Opener {
 
     fn blocks_of(&self, frame: u32) -> Vec<BlockRange> {
         self.index().runs(frame).to_vec()
+    }
+
+    fn prover(&self, page: PageId, tree: &Tree) -> Option<u32> {
+        self.index().prover(page, tree)
     }
 
     fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie> {

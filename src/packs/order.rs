@@ -8,7 +8,8 @@
 //!
 //! The line is cut into frames: units that are fetched, unpacked and checked as a whole. A frame ends where the next
 //! sequence would make it too long, and where sequences begin that other sessions use, as soon as it is long enough to
-//! pack well: what is fetched for the sake of one sequence should be of use for the rest.
+//! pack well: what is fetched for the sake of one sequence should be of use for the rest. The first one is cut
+//! there in any case, because a guest on a slow link waits for it.
 
 use crate::model::{Model, Sequence, SequenceId};
 
@@ -48,7 +49,23 @@ pub fn order(model: &Model, bytes_max: u64, bytes: &dyn Fn(&Sequence) -> u64) ->
         }
         last = Some(id);
     }
+    cut_first(&mut frames, &|id| bytes(model.sequence(id)));
     frames
+}
+
+/// Makes two frames of the first one: what a guest waits for before anything else is here should be soon over.
+fn cut_first(frames: &mut Vec<Vec<SequenceId>>, bytes: &dyn Fn(SequenceId) -> u64) {
+    let Some(first) = frames.first_mut() else { return };
+    let mut filled = 0;
+    let fits = first.iter().take_while(|&&id| {
+        filled += bytes(id);
+        filled <= FRAME_BYTES_MIN
+    });
+    let at = fits.count().max(1);
+    let rest = first.split_off(at);
+    if !rest.is_empty() {
+        frames.insert(1, rest);
+    }
 }
 
 /// All sequences that any path visits, each once.

@@ -1,7 +1,8 @@
 //! Adaptive readahead for many sequential streams at once.
 //!
 //! A guest that reads several files interleaves several runs, so each run is a stream of its own. Its window doubles each
-//! time the guest has used half of what was asked ahead, up to 256 blocks.
+//! time the guest has used half of what was asked ahead, up to 256 blocks, or what a fast and distant link brings in a round
+//! trip.
 //!
 //! When does a run begin? A second step that follows the first confirms one. But over a distance a file of a few blocks
 //! is over by then, each of its steps a round trip: so a *miss* is taken for the beginning of a run at once, as long as
@@ -18,10 +19,13 @@ use crate::link::Link;
 const STREAMS_MAX: usize = 32;
 /// First window, in blocks, at least.
 const WINDOW_FIRST_MIN: u64 = 8;
-/// First window, in blocks, at most.
-const WINDOW_FIRST_MAX: u64 = 64;
-/// Largest window, in blocks.
+/// First window, in blocks, at most. Where the link brings as much while a single miss is met, what is asked for in vain costs
+/// next to nothing, and each step of a run that nobody foresaw a round trip.
+const WINDOW_FIRST_MAX: u64 = 512;
+/// Largest window, in blocks, ...
 const WINDOW_MAX: u64 = 256;
+/// ... and on a link that brings more than that in a round trip.
+const WINDOW_FAR_MAX: u64 = 1024;
 /// A modest one is as large as what the link brings in a round trip, but not smaller than this, in blocks.
 const WINDOW_MODEST_MIN: u64 = 32;
 /// A step this many blocks ahead of the last still belongs to the run.
@@ -78,7 +82,7 @@ impl Windows {
         let bytes = link.round_trip().unwrap_or_default().as_secs_f64() * link.rate();
         let trip = (bytes / block_bytes as f64) as u64;
         let first = if modest { trip / 2 } else { trip };
-        let max = if modest { trip.clamp(WINDOW_MODEST_MIN, WINDOW_MAX) } else { WINDOW_MAX };
+        let max = trip.clamp(if modest { WINDOW_MODEST_MIN } else { WINDOW_MAX }, WINDOW_FAR_MAX);
         Self { first: first.clamp(WINDOW_FIRST_MIN, WINDOW_FIRST_MAX), max }
     }
 }
@@ -141,6 +145,8 @@ impl Readahead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::Moment;
+    use std::time::Duration;
 
     fn touch(r: &mut Readahead, start: u64, n: u64, missed: bool) {
         r.touch(BlockRange::new(start, start + n), missed, &Link::default(), 4096);
@@ -198,6 +204,30 @@ mod tests {
         // The link is not measured, so a round trip brings nothing and the least counts.
         assert!(widest(9) <= WINDOW_MODEST_MIN, "{}", widest(9));
         assert!(widest(1) > WINDOW_MODEST_MIN, "{}", widest(1));
+    }
+
+    #[test]
+    fn on_a_fast_and_distant_link_a_round_trip_is_the_measure() {
+        let mut link = Link::default();
+        let (begin, trip) = (Moment(1), Duration::from_millis(100));
+        let mut token = link.start(8 << 20, begin);
+        link.arrive(&mut token, 8 << 20, begin + trip);
+        link.end(token, 0, begin + trip);
+        let first = |foreseen: usize, link: &Link| {
+            let mut r = Readahead::default();
+            (0..foreseen).for_each(|_| r.foreseen());
+            r.touch(BlockRange::new(100, 101), true, link, 4096);
+            wanted(&r)[0].len()
+        };
+        assert_eq!((first(0, &link), first(100, &link)), (WINDOW_FIRST_MAX, WINDOW_FIRST_MAX));
+        assert_eq!(first(0, &Link::default()), WINDOW_FIRST_MIN);
+        let mut r = Readahead::default();
+        let mut widest = 0;
+        for block in 0..20_000 {
+            r.touch(BlockRange::new(block, block + 1), true, &link, 4096);
+            widest = widest.max(wanted(&r)[0].len());
+        }
+        assert_eq!(widest, WINDOW_FAR_MAX);
     }
 
     #[test]

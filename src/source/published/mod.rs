@@ -8,6 +8,7 @@ mod address;
 mod checked;
 mod chosen;
 mod collect;
+mod framed;
 mod kept;
 mod lies;
 mod opener;
@@ -19,7 +20,7 @@ mod source;
 pub(super) use address::shown;
 pub use address::{Address, POINTER_ENDING, unpinned};
 pub use pointer::{NamedFile, POINTER_BYTES_MAX, Pointer, is_name};
-pub use source::{FRAME_BYTES_MAX, PublishedSource, root_of};
+pub use source::{PublishedSource, root_of};
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -29,20 +30,22 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use super::{FetchError, Stop};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
-use crate::tree::{Lie, Root, Tree};
+use crate::tree::{Lie, PageId, Root, Tree};
 use chosen::Chosen;
+pub use framed::FRAME_BYTES_MAX;
 pub use kept::KEPT_ENDING;
 use kept::Kept;
 pub(super) use opener::{Link, Opener};
 use place::Place;
 
-/// How much of the tree file the first request brings, in bytes: head, hole map and the top of the tree of all but
-/// scattered images of hundreds of gigabytes.
-pub const FIRST_BYTES: u64 = 32 << 10;
+/// How much of the tree file the first request brings, in bytes: the head, and the hole map of all but scattered images,
+/// whose rest comes in a second one. With the pointer and the beginning of the packs it leaves room for the first
+/// predicted blocks within 64 KiB: of a link that nobody knows yet the planner asks for 32 KiB at a time.
+pub const FIRST_BYTES: u64 = 16 << 10;
 
-/// How much of the packs file the first request brings, in bytes: header and start of all packs, and something of the
-/// index. Together with the tree's beginning it leaves room for the first blocks within 64 KiB.
-pub const PACKS_FIRST_BYTES: u64 = 16 << 10;
+/// How much of the packs file the first request brings, in bytes: its header and the start of all packs, which has 12 KiB
+/// at most.
+pub const PACKS_FIRST_BYTES: u64 = 13 << 10;
 
 /// Takes what comes out of frames.
 pub trait FrameSink {
@@ -62,6 +65,9 @@ pub trait Frames: Send + Sync {
 
     /// The blocks that a frame holds.
     fn blocks_of(&self, frame: u32) -> Vec<BlockRange>;
+
+    /// The frame whose proof has this page of `tree`; `None` when no proof has it.
+    fn prover(&self, page: PageId, tree: &Tree) -> Option<u32>;
 
     /// Opens a frame: adds the pages of its proof to `tree`, checks every block, and then hands all of them out.
     ///

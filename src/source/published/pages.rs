@@ -28,6 +28,9 @@ const STACK_BYTES: usize = 512 << 10;
 /// Pages this near to each other come in one request, in bytes: what three pages have, which is less than what the head
 /// of a request and its answer cost in time on any link.
 const GAP_MAX: u64 = 8 << 10;
+/// And this near when one of them would have to wait for the other, in bytes: at 25 Mbit/s 10 ms more, where a round trip
+/// is less only in the same house.
+const LINE_GAP_MAX: u64 = 32 << 10;
 /// Longest request, in bytes: the pages of 50 MiB.
 const JOB_BYTES_MAX: u64 = 256 << 10;
 /// How often pages that arrived and were dropped again, to make room, are asked for before that counts as a failure.
@@ -84,6 +87,15 @@ impl Failure {
 /// Pages that come in one request, in the order of the file.
 struct Job(Vec<PageId>);
 
+impl Job {
+    /// Where in the file its pages begin and end, in bytes.
+    fn extent(&self, tree: &Tree) -> (u64, u64) {
+        let extents = || self.0.iter().map(|page| tree.extent(*page));
+        let begin = extents().map(|(offset, _)| offset).min().unwrap_or(0);
+        (begin, extents().map(|(offset, length)| offset + length).max().unwrap_or(begin))
+    }
+}
+
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // Each change is complete in itself, so a panic elsewhere leaves nothing half-done.
@@ -112,9 +124,8 @@ impl Shared {
     }
 
     fn fetch(&self, job: &Job, lane: usize) -> Result<Vec<(PageId, Vec<u8>)>, Failure> {
-        let extents = || job.0.iter().map(|page| (*page, self.tree.extent(*page)));
-        let begin = extents().map(|(_, (offset, _))| offset).min().unwrap_or(0);
-        let end = extents().map(|(_, (offset, length))| offset + length).max().unwrap_or(begin);
+        let extents = job.0.iter().map(|page| (*page, self.tree.extent(*page)));
+        let (begin, end) = job.extent(&self.tree);
         let mut bytes = Collector::new(end - begin);
         self.file.fetch(lane, begin, end - begin, &mut bytes).map_err(Failure::of)?;
         let bytes = bytes.whole().ok_or_else(|| {
@@ -124,7 +135,7 @@ impl Shared {
             let at = (offset - begin) as usize;
             (page, bytes[at..at + length as usize].to_vec())
         };
-        Ok(extents().map(piece).collect())
+        Ok(extents.map(piece).collect())
     }
 
     /// Adds to the tree what arrived, from the top down; what lacks the page above it stays. A lie among it keeps nothing
@@ -160,7 +171,7 @@ impl Shared {
             if state.closing {
                 return;
             }
-            let Some(job) = state.jobs.pop_front() else { continue };
+            let Some(job) = state.take_job(&self.tree, 0) else { continue };
             drop(state);
             self.run(&job, lane);
         }
@@ -168,6 +179,25 @@ impl Shared {
 }
 
 impl State {
+    /// Takes the job at this place of the line, with what lies near it: whoever stands in line would wait for a round
+    /// trip at least.
+    fn take_job(&mut self, tree: &Tree, at: usize) -> Option<Job> {
+        let mut job = self.jobs.remove(at)?;
+        let (mut begin, mut end) = job.extent(tree);
+        self.jobs.retain(|other| {
+            let (from, to) = other.extent(tree);
+            let near = from <= end + LINE_GAP_MAX && begin <= to + LINE_GAP_MAX;
+            let both = (begin.min(from), end.max(to));
+            if !near || both.1 - both.0 > JOB_BYTES_MAX {
+                return true;
+            }
+            (begin, end) = both;
+            job.0.extend(&other.0);
+            false
+        });
+        Some(job)
+    }
+
     fn failed(&mut self, failure: Failure) {
         self.failures += 1;
         self.failure = Some(failure);
@@ -193,9 +223,13 @@ impl Pages {
     /// Sees to it that what is missing to check `range` is on its way. Does not wait. Answers how many jobs had failed
     /// so far, for [`Pages::settle`].
     pub fn want(&self, range: BlockRange) -> u64 {
+        self.want_these(|| self.shared.tree.missing(range))
+    }
+
+    /// The same for the pages that `missing` answers, each once. It is asked while nothing can arrive.
+    pub fn want_these(&self, missing: impl FnOnce() -> Vec<PageId>) -> u64 {
         let mut state = self.shared.state();
-        let missing = self.shared.tree.missing(range);
-        let missing: Vec<PageId> = missing.into_iter().filter(|page| !state.flying.contains(page)).collect();
+        let missing: Vec<PageId> = missing().into_iter().filter(|page| !state.flying.contains(page)).collect();
         if missing.is_empty() || state.closing {
             return state.failures;
         }
@@ -240,7 +274,7 @@ impl Pages {
                 return Err(FetchError::Stopped);
             }
             if let Some(at) = state.jobs.iter().position(|job| job.0.iter().any(|page| missing.contains(page))) {
-                let job = state.jobs.remove(at);
+                let job = state.take_job(&self.shared.tree, at);
                 drop(state);
                 job.iter().for_each(|job| self.shared.run(job, lane));
             } else if missing.iter().any(|page| state.flying.contains(page)) {
@@ -377,6 +411,31 @@ mod tests {
         pages.settle(LATE, failures, 0).unwrap();
         assert_eq!(control.requests(), 3);
         assert!(tree.missing(near).is_empty());
+    }
+
+    #[test]
+    fn what_stands_in_line_goes_with_its_neighbours() {
+        let (_, pages, control) = pages(None);
+        control.hold();
+        let failures = pages.want(LATE);
+        // Both threads are held up. Two pages stand in line that are too far apart for one request of somebody in no hurry,
+        // and one that is for any.
+        assert!(control.wait_held(2, Duration::from_secs(60)));
+        let [near, next, far] = [2, 8, 60].map(|page| BlockRange::new(page * 128, page * 128 + 1));
+        for range in [near, next, far] {
+            pages.want(range);
+        }
+        assert_eq!(pages.shared.state().jobs.len(), 3);
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| pages.settle(near, failures, 0));
+            assert!(control.wait_held(3, Duration::from_secs(60)));
+            assert_eq!(pages.shared.state().jobs.len(), 1, "the far one waits");
+            control.release();
+            worker.join().unwrap().unwrap();
+        });
+        pages.settle(next, failures, 0).unwrap();
+        pages.settle(far, failures, 0).unwrap();
+        assert_eq!(control.requests(), 4);
     }
 
     #[test]

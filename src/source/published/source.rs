@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::checked::{Checked, Wanted};
-use super::place::{Files, LANE_ASIDE, Place, reworded};
+use super::framed::{Arrivals, Ended, FRAME_BYTES_MAX, Framed};
+use super::place::{Files, Place, reworded};
 use super::{FrameSink, Frames, Published};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
 use crate::source::mirror::Progress;
 use crate::source::{FetchError, Identity, Sink, Source, Stop, within};
-use crate::tree::Root;
+use crate::tree::{PageId, Root, Tree};
 
 /// Before the root hash in the validator of a published image, which is the same wherever it lies.
 const ROOT_PREFIX: &str = "root:";
@@ -19,9 +20,6 @@ const ROOT_PREFIX: &str = "root:";
 /// Holes up to this long between data are fetched with it and not left out, in bytes: another request would cost a round
 /// trip, in which even a slow link brings more.
 const GAP_MAX: u64 = 64 << 10;
-
-/// Longest frame that is taken from anywhere, packed and with its proof, in bytes: many times what any publisher makes.
-pub const FRAME_BYTES_MAX: u64 = 32 << 20;
 
 /// What a validator says of the root, if the image was a published one.
 pub fn root_of(identity: &Identity) -> Option<Root> {
@@ -33,6 +31,8 @@ pub struct PublishedSource {
     place: Arc<Place>,
     common: Arc<Published>,
     identity: Identity,
+    /// Frames that are being fetched.
+    arrivals: Arrivals,
 }
 
 impl PublishedSource {
@@ -51,7 +51,7 @@ impl PublishedSource {
             }
         };
         common.add_place(place.clone());
-        Ok(Self { place, common, identity })
+        Ok(Self { place, common, identity, arrivals: Arrivals::default() })
     }
 
     fn fetch_checked(
@@ -103,16 +103,20 @@ impl PublishedSource {
                 packs.name()
             )));
         }
+        let arrival = self.arrivals.begin(frames.clone());
+        let failures = files.pages.want_these(|| self.unproved(&*opener, frames.clone(), &files.tree));
         let length = lengths.iter().map(|length| u64::from(*length)).sum();
-        let mut opening = Opening { files, opener: &*opener, sink, frames, lengths, held: Vec::new(), ended: None };
-        let mut result = packs.fetch(lane, offset, length, &mut opening);
+        let mut framed = Framed::new(&opener, files, sink, frames, lengths);
+        let mut result = packs.fetch(lane, offset, length, &mut framed);
         // What is damaged is asked for once more, from that frame on.
-        while let Some(Ended::Lie(why)) = &opening.ended
+        while let Some(why) = framed.lie()
             && self.place.forgives(&format!("{}: {why}", packs.name()), lane)
         {
-            let (offset, length) = opening.rest(offset);
-            result = packs.fetch(lane, offset, length, &mut opening);
+            let (offset, length) = framed.rest(offset);
+            result = packs.fetch(lane, offset, length, &mut framed);
         }
+        let outcome = framed.finish(result, failures, lane);
+        drop(arrival);
         // Packs that are gone or damaged leave an image that is read in ranges.
         let without_all = |why: String, lied: bool| {
             if !files.packs_gone.swap(true, Ordering::Relaxed) {
@@ -121,14 +125,27 @@ impl PublishedSource {
             }
             Err(without(why))
         };
-        match (opening.ended, result) {
-            (Some(Ended::Lie(why)), _) => without_all(format!("{}: {why}", packs.name()), true),
-            (Some(Ended::Pages(failure)), _) => Err(self.place.judged(failure)),
-            (None, Err(FetchError::Fatal(error))) => without_all(reworded(error).to_string(), false),
-            (None, Err(failure)) => Err(failure),
-            (None, Ok(())) if opening.frames.is_empty() => Ok(()),
-            (None, Ok(())) => Err(FetchError::transient(format!("{}: sent less than asked for", packs.name()))),
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(Ended::Lie(why)) => {
+                let why = format!("{}: {why}", packs.name());
+                // One that was found when its pages had come has had no second chance yet.
+                if self.place.forgives(&why, lane) { Err(FetchError::transient(why)) } else { without_all(why, true) }
+            }
+            Err(Ended::Pages(failure)) => Err(self.place.judged(failure)),
+            Err(Ended::Packs(FetchError::Fatal(error))) => without_all(reworded(error).to_string(), false),
+            Err(Ended::Packs(failure)) => Err(failure),
         }
+    }
+
+    /// The hash pages that are missing for some frames and that neither they bring nor others that are on their way.
+    fn unproved(&self, opener: &dyn Frames, frames: Range<u32>, tree: &Tree) -> Vec<PageId> {
+        let ranges = frames.flat_map(|frame| opener.blocks_of(frame));
+        let mut missing: Vec<PageId> = ranges.flat_map(|range| tree.missing(range)).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing.retain(|&page| opener.prover(page, tree).is_none_or(|frame| !self.arrivals.has(frame)));
+        missing
     }
 }
 
@@ -192,94 +209,4 @@ fn joined(runs: impl Iterator<Item = BlockRange>, gap: u64) -> impl Iterator<Ite
         }
         Some(run)
     })
-}
-
-/// The sink that puts frames together as their bytes come, and opens them.
-struct Opening<'a> {
-    files: &'a Files,
-    /// Of the packs that were in use when it began.
-    opener: &'a dyn Frames,
-    sink: &'a mut dyn FrameSink,
-    /// The frames that are not done, and the lengths of all that were asked for.
-    frames: Range<u32>,
-    lengths: Vec<u32>,
-    held: Vec<u8>,
-    ended: Option<Ended>,
-}
-
-/// Why no more frames are opened.
-enum Ended {
-    /// One of them is not what was published.
-    Lie(String),
-    /// The pages that check it do not come.
-    Pages(FetchError),
-}
-
-impl Opening<'_> {
-    /// Begins anew with the frame that was opened last, of which nothing was taken: where it and the rest lie, when those
-    /// that were asked for begin at `offset`.
-    fn rest(&mut self, offset: u64) -> (u64, u64) {
-        (self.ended, self.held) = (None, Vec::new());
-        let bytes = |lengths: &[u32]| lengths.iter().map(|length| u64::from(*length)).sum::<u64>();
-        let (done, left) = self.lengths.split_at(self.lengths.len() - self.frames.len());
-        (offset + bytes(done), bytes(left))
-    }
-
-    /// Opens the next frame.
-    fn unpack(&mut self, bytes: &[u8]) -> Result<(), Stop> {
-        let frame = self.frames.start;
-        let opener = self.opener;
-        let tree = &self.files.tree;
-        let sink = &mut *self.sink;
-        let mut stopped = false;
-        let mut out = |range: BlockRange, bytes: &[u8]| stopped = stopped || sink.blocks(range, bytes).is_err();
-        let mut result = opener.unpack(frame, bytes, tree, &mut out);
-        if result.as_ref().is_err_and(|lie| lie.is_missing()) {
-            // Out of the order of the file: pages that came with an earlier frame are fetched by themselves. The worker's
-            // own lane is taken by the frames.
-            for range in opener.blocks_of(frame) {
-                let failures = self.files.pages.want(range);
-                if let Err(failure) = self.files.pages.settle(range, failures, LANE_ASIDE) {
-                    self.ended = Some(Ended::Pages(failure));
-                    return Err(Stop);
-                }
-            }
-            result = opener.unpack(frame, bytes, tree, &mut out);
-        }
-        if let Err(lie) = result {
-            self.ended = Some(Ended::Lie(format!("frame {frame}: {lie}")));
-            return Err(Stop);
-        }
-        if stopped {
-            return Err(Stop);
-        }
-        self.frames.start += 1;
-        self.sink.frame_done(frame)
-    }
-}
-
-impl Sink for Opening<'_> {
-    fn data(&mut self, _: u64, mut bytes: &[u8]) -> Result<(), Stop> {
-        self.sink.received(bytes.len() as u64);
-        while !bytes.is_empty() {
-            let at = self.lengths.len() - self.frames.len();
-            let Some(length) = self.lengths.get(at).map(|length| *length as usize) else { return Err(Stop) };
-            let (now, later) = bytes.split_at(bytes.len().min(length - self.held.len()));
-            self.held.extend_from_slice(now);
-            bytes = later;
-            if self.held.len() == length {
-                let held = std::mem::take(&mut self.held);
-                self.unpack(&held)?;
-                self.held = held;
-                self.held.clear();
-            }
-        }
-        Ok(())
-    }
-
-    fn zeroes(&mut self, offset: u64, length: u64) -> Result<(), Stop> {
-        // Frames of zeroes are no frames; but the length of the next one bounds what is made of them.
-        let piece = length.min(FRAME_BYTES_MAX) as usize;
-        self.data(offset, &vec![0; piece])
-    }
 }
