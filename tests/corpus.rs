@@ -45,7 +45,7 @@ fn what_is_written_is_read_to_the_end() {
     if std::env::var_os("VMS_UPDATE_CORPUS").is_some() {
         std::fs::write(&kept, &packs).unwrap();
     }
-    assert_eq!(std::fs::read(kept).unwrap(), packs, "the format has changed: write its corpus anew");
+    assert!(std::fs::read(kept).unwrap() == packs, "the format has changed: write its corpus anew");
     let header = vmstream::packs::Header::decode("made", &packs).unwrap();
     let part = |range: std::ops::Range<u64>| &packs[range.start as usize..range.end as usize];
     let model = vmstream::model::Model::read("made", part(header.model())).unwrap();

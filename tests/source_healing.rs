@@ -87,7 +87,7 @@ fn one_damaged_answer_is_asked_for_again_and_a_second_one_is_final() {
         ("a block", image, 8 * ends(&site)[0].0 + 3),
         ("the head", &tree.name, 8 * 50),
         ("the hole map", &tree.name, 8 * 113),
-        ("the first pages", &tree.name, 8 * 20_000),
+        ("the first pages", &tree.name, 8 * 10_000),
         ("a later page", &tree.name, 8 * (tree.bytes as usize - 10)),
         ("the pointer", "disk.vmp", 8),
     ] {
