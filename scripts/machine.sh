@@ -40,7 +40,7 @@ stamp() {
 # run_machine SECONDS COMMAND...: runs the machine with its console on standard output and does not return; the
 # guest counts as hung after so many whole seconds.
 run_machine() {
-    local limit_s=$1 console_open=yes status='' verdict='' left line
+    local limit_s=$1 console_open=yes status='' verdict='' part='' left line
     shift
     mkfifo "$work/console"
     setsid "$@" </dev/null >"$work/console" 2>&1 &
@@ -50,15 +50,17 @@ run_machine() {
         # Woken every second at least: the console may stay open in a process that was left behind, and then its
         # end is no sign that the machine has ended.
         if IFS= read -r -t 1 line <&3; then
-            line=${line%$'\r'}
+            line=$part${line%$'\r'} part=''
             stamp "$line"
             case $line in
                 "@@ exit "*) status=${line#@@ exit }; status=${status%% *} ;;
             esac
         elif [ $? -le 128 ]; then
             console_open=no
-        elif ! kill -0 "$machine" 2>/dev/null; then
-            console_open=no
+        else
+            # Woken in the middle of a line: what came of it would be lost.
+            part+=$line
+            kill -0 "$machine" 2>/dev/null || console_open=no
         fi
         if [ $(($(now_us) - start_us)) -gt $((limit_s * 1000000)) ]; then
             verdict="did not end within $limit_s s"
