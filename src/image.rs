@@ -163,6 +163,9 @@ impl Image {
             _ if complete => Learner::idle("the image is complete"),
             _ => Learner::start(&config, subject, engine.follower()),
         };
+        if config.bulk || complete {
+            engine.change(Planner::release_fill); // nobody else will
+        }
         Ok(Self { learner, uploader, engine, map: OnceLock::new(), opened: Moment::now() })
     }
 

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Sender, unbounded};
 
-use crate::config::Config;
+use crate::config::{Config, ModelChoice};
 use crate::counters::Counters;
 use crate::error::{Error, Result, errno};
 use crate::gate::{ENGINE_SEAT, Gate, Op, Reply};
@@ -280,7 +280,10 @@ impl Engine {
     ) -> Result<Self> {
         let (sync, sync_jobs) = unbounded();
         let now = Moment::now();
-        let planner = Planner::new(gate.geometry(), config, now.0);
+        let mut planner = Planner::new(gate.geometry(), config, now.0);
+        if source.published().is_some() && config.model == ModelChoice::Auto {
+            planner.hold_fill();
+        }
         let core = Core {
             planner,
             requests: 0,

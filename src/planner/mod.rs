@@ -122,6 +122,8 @@ pub struct Planner {
     connections: usize,
     prefetch: Prefetch,
     fill_on: bool,
+    /// Nothing is filled until it is known what to fetch first.
+    fill_held: bool,
     bulk: bool,
     error_after: Option<Duration>,
     link: Link,
@@ -158,6 +160,7 @@ impl Planner {
             connections: config.connections,
             prefetch: config.prefetch,
             fill_on: config.fill,
+            fill_held: false,
             bulk: config.bulk,
             error_after: config.error_after,
             link: Link::default(),
@@ -404,6 +407,7 @@ impl Planner {
             }
         }
         self.foresight = foresight;
+        self.fill_held = false;
         self.foresee_anew();
     }
 
@@ -421,6 +425,7 @@ impl Planner {
     /// Whether a foresight is still to come: until then what the guest touches is kept for it.
     pub fn expect_foresight(&mut self, expected: bool) {
         self.touches.keep(expected);
+        self.fill_held &= expected;
     }
 
     /// What the guest has touched, in order, since a foresight was first expected.
@@ -436,6 +441,17 @@ impl Planner {
     /// Switches filling at run time.
     pub fn set_fill(&mut self, on: bool) {
         self.fill_on = on;
+    }
+
+    /// Holds the fill back until somebody follows the guest, or nobody will: what is to come first is known in a round
+    /// trip or two, and until then the fill would take every connection for blocks from the image's beginning.
+    pub fn hold_fill(&mut self) {
+        self.fill_held = true;
+    }
+
+    /// Lets the fill begin.
+    pub fn release_fill(&mut self) {
+        self.fill_held = false;
     }
 
     /// Changes the deadline of demands at run time.

@@ -96,7 +96,7 @@ impl Planner {
                 return Some(found);
             }
         }
-        if !self.fill_on || self.fill.is_done() {
+        if !self.fill_on || self.fill_held || self.fill.is_done() {
             return None;
         }
         self.next_fill(bytes, now, blocks).map(|run| (run, Class::Fill))

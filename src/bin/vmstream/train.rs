@@ -144,13 +144,13 @@ impl Class {
                     }
                     bytes => bytes?,
                 };
-                if bytes.starts_with(&Model::MAGIC) {
-                    self.merge(&shown, &bytes[..])?;
+                let taken = if bytes.starts_with(&Model::MAGIC) {
+                    self.merge(&shown, &bytes[..])
                 } else {
-                    match session::file::read(&shown, &bytes) {
-                        Ok(recording) => self.learn(&shown, &recording.session)?,
-                        Err(error) => log::warn!("{error}: it is left out"),
-                    }
+                    session::file::read(&shown, &bytes).and_then(|read| self.learn(&shown, &read.session))
+                };
+                if let Err(error) = taken {
+                    log::warn!("{error}: it is left out");
                 }
                 counted();
             }

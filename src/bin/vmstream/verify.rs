@@ -24,8 +24,8 @@ use crate::{Outcome, progress};
 const PIECE_BYTES: u64 = 4 << 20;
 /// Between the names of places in that of an image with mirrors.
 const BETWEEN_PLACES: &str = ", ";
-/// Exit code when blocks differ: as for what failed, since a script that expects an untouched cache asks just that.
-const EXIT_DIFFERS: u8 = 1;
+/// Exit code when blocks differ: not that of what failed, so that a script can tell a damaged cache from an origin that is away.
+const EXIT_DIFFERS: u8 = 3;
 
 /// Compare what a cache holds with the published image
 ///
@@ -82,7 +82,7 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
     let hashes = match (&args.link, &local.origin) {
         (Some(link), _) => {
             let options = [format!("source={link}")].into_iter().chain(args.options.iter().cloned());
-            Hashes::of(&*source::open(&Config::parse(options)?, None)?)?
+            Hashes::of(source::open(&Config::parse(options)?, None)?)?
         }
         (None, Some(origin)) => origin.hashes(&args.options).map_err(|error| {
             let text = format!(
@@ -158,7 +158,7 @@ impl Origin {
         if let Some(published) = source.published() {
             published.recall_pointer(self.kept.clone());
         }
-        Hashes::of(&*source)
+        Hashes::of(source)
     }
 }
 

@@ -56,6 +56,8 @@ pub(super) struct Place {
     aborted: AtomicBool,
     /// The damaged answers so far.
     lies: Arc<Lies>,
+    /// Those of its packs.
+    packs_lies: Lies,
     /// Why this place is of no use any more: error number and text.
     broken: OnceLock<(i32, String)>,
 }
@@ -101,6 +103,7 @@ impl Place {
             opened: Mutex::default(),
             aborted: AtomicBool::new(false),
             lies: Arc::default(),
+            packs_lies: Lies::default(),
             broken: OnceLock::new(),
         })
     }
@@ -138,6 +141,15 @@ impl Place {
     /// True when what `lie` speaks of is to be asked for once more over `lane`, which has a new connection then.
     pub fn forgives(&self, lie: &str, lane: usize) -> bool {
         let forgiven = self.lies.forgive(lie);
+        if forgiven && let Some(web) = &self.web {
+            web.renew(lane);
+        }
+        forgiven
+    }
+
+    /// The same for what lies in the packs, whose lies are counted by themselves: an image can be read without them.
+    pub fn forgives_packs(&self, files: &Files, lie: &str, lane: usize) -> bool {
+        let forgiven = !files.packs_gone.load(Ordering::Relaxed) && self.packs_lies.forgive(lie);
         if forgiven && let Some(web) = &self.web {
             web.renew(lane);
         }

@@ -17,6 +17,9 @@ pub const POINTER_BYTES_MAX: usize = 4096;
 /// First line of every pointer.
 const FIRST_LINE: &str = "vmstream 1";
 
+/// What the last line begins with, before the CRC-32C of all the others.
+const CHECK: &str = "check ";
+
 /// A file of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedFile {
@@ -70,12 +73,13 @@ impl Pointer {
         if !text.ends_with('\n') {
             return Err(wrong("the pointer is cut off".to_owned()));
         }
+        if !checks(text) {
+            return Err(wrong("the pointer is damaged: it does not fit its own check line".to_owned()));
+        }
         Fields::read(rest).and_then(Fields::pointer).map_err(|what| wrong(format!("the pointer {what}")))
     }
-}
 
-impl fmt::Display for Pointer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn say(&self, f: &mut impl fmt::Write) -> fmt::Result {
         writeln!(f, "{FIRST_LINE}\nsize {}\nblock {}", self.geometry.size(), self.geometry.block_bytes())?;
         if let Some(mtime_s) = self.mtime_s {
             writeln!(f, "mtime {mtime_s}")?;
@@ -86,6 +90,23 @@ impl fmt::Display for Pointer {
         }
         self.sessions.iter().try_for_each(|sessions| writeln!(f, "sessions {sessions}"))
     }
+}
+
+impl fmt::Display for Pointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = String::new();
+        self.say(&mut said)?;
+        writeln!(f, "{said}{CHECK}{:08x}", crc32c::crc32c(said.as_bytes()))
+    }
+}
+
+/// False when the last line says what the CRC-32C of those before it is, and it is another. A bit that flipped on the way
+/// would make another name or root of the one that is meant, and look like a version that nobody has.
+fn checks(text: &str) -> bool {
+    let before = text.trim_end_matches('\n').rfind('\n').map_or(0, |at| at + 1);
+    let (said, last) = text.split_at(before);
+    let sum = last.trim_end_matches('\n').strip_prefix(CHECK);
+    sum.is_none_or(|sum| sum == format!("{:08x}", crc32c::crc32c(said.as_bytes())))
 }
 
 /// The values of the keys that are known, each at most once.
@@ -174,11 +195,32 @@ mod tests {
     const ROOT: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
     fn text() -> String {
+        let said = said();
+        format!("{said}check {:08x}\n", crc32c::crc32c(said.as_bytes()))
+    }
+
+    fn said() -> String {
         format!(
             "vmstream 1\nsize 6442450944\nblock 4096\nmtime 1700000000\nimage disk-3fa9c0d1e2b4.raw\n\
              tree disk-3fa9c0d1e2b4.vmt 17000112\nroot {ROOT}\npacks packs/disk-0011aabbccdd.vmk 123456789\n\
              sessions sessions/disk\n"
         )
+    }
+
+    #[test]
+    fn no_flipped_bit_makes_another_pointer() {
+        let (right, text) = (Pointer::parse(text().as_bytes()).unwrap(), text());
+        for bit in 0..8 * text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            // Within the word "check" it only takes the check away.
+            assert!(
+                Pointer::parse(&bytes).is_ok_and(|pointer| pointer == right)
+                    == (bit / 8 >= text.len() - 15 && bit / 8 < text.len() - 9),
+                "bit {bit}"
+            );
+        }
+        assert_eq!(Pointer::parse(said().as_bytes()).unwrap(), right, "older ones have none");
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl PublishedSource {
         let mut result = packs.fetch(lane, offset, length, &mut framed);
         // What is damaged is asked for once more, from that frame on.
         while let Some(why) = framed.lie()
-            && self.place.forgives(&format!("{}: {why}", packs.name()), lane)
+            && self.place.forgives_packs(files, &format!("{}: {why}", packs.name()), lane)
         {
             let (offset, length) = framed.rest(offset);
             result = packs.fetch(lane, offset, length, &mut framed);
@@ -130,7 +130,11 @@ impl PublishedSource {
             Err(Ended::Lie(why)) => {
                 let why = format!("{}: {why}", packs.name());
                 // One that was found when its pages had come has had no second chance yet.
-                if self.place.forgives(&why, lane) { Err(FetchError::transient(why)) } else { without_all(why, true) }
+                if self.place.forgives_packs(files, &why, lane) {
+                    Err(FetchError::transient(why))
+                } else {
+                    without_all(why, true)
+                }
             }
             Err(Ended::Pages(failure)) => Err(self.place.judged(failure)),
             Err(Ended::Packs(FetchError::Fatal(error))) => without_all(reworded(error).to_string(), false),

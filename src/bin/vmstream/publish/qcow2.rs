@@ -5,6 +5,7 @@
 //! looked at first ([`head`]), so that nothing is read as what it is not.
 
 mod head;
+mod tables;
 
 use std::cell::{Cell, RefCell};
 use std::io;

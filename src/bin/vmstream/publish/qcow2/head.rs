@@ -10,17 +10,17 @@ use std::path::Path;
 
 use vmstream::error::{Error, Result, errno};
 
-use super::MAGIC;
+use super::{MAGIC, tables};
 
 /// Bytes of a header of version 2, and those of version 3 that are looked at.
 const V2_BYTES: usize = 72;
 const V3_BYTES: usize = 80;
 /// Bytes of an entry in a table, as a power of two.
-const ENTRY_BITS: u32 = 3;
+pub(super) const ENTRY_BITS: u32 = 3;
 /// Sizes of clusters that the format knows, as powers of two.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 /// The incompatible feature that can be read: a data file beside the image.
-const DATA_FILE: u64 = 1 << 2;
+pub(super) const DATA_FILE: u64 = 1 << 2;
 /// Others by their bits, with what they are called and what to do about them.
 const FEATURES: [(u32, &str, &str); 4] = [
     (0, "was not closed by who wrote it last", "repair it ('qemu-img check -r all')"),
@@ -44,7 +44,8 @@ pub fn check(path: &Path) -> Result<()> {
     judge(&head).map_err(|(what, advice)| {
         let text = format!("{} cannot be read as a qcow2 image: it {what}: {advice}", path.display());
         Error::new(errno::EINVAL, text)
-    })
+    })?;
+    tables::check(path, &head)
 }
 
 /// What is wrong with a header, and what to do.
