@@ -6,6 +6,7 @@
 # 3. Both processes are killed; the next run starts at the same point and fetches nothing again. Nobody else gets the cache
 #    meanwhile; another user, with his own, sees nothing of the first.
 # 4. The link is cut for 30 s right after the start: the guest only waits.
+# 5. An image without a restore point is booted.
 set -euo pipefail
 # shellcheck source=tests/system/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -65,6 +66,18 @@ hash=$(sed -n 's/^root //p' "$work/site/guest.vmp")
 serve origin "$work/site" --rate 50mbit --rtt 20ms
 link=vmstream://${url_of[origin]#http://}/guest.vmp#$hash
 
+# The parts as files.
+mkdir "$work/parts"
+mounts+=("$work/parts")
+start parts "$vmstream" mount "${url_of[origin]}/guest.vmp#$hash" "$work/parts" --regions
+wait_for 30 "the parts" test -s "$work/parts/machine"
+same_file() { cmp "$work/point/$1" "$work/parts/$1"; }
+for part in machine state.bin memory.raw; do check "$part is what was taken" same_file $part; done
+overwrite() { dd if=/dev/zero of="$work/parts/memory.raw" bs=4096 count=1 conv=notrunc; }
+not() { ! "$@"; }
+check "nobody can write to it" not overwrite
+check "the mount ends" stop parts
+
 # user NAME CACHE OPTIONS...: runs the guest; without anything fetched ahead, so that what is fetched is what was needed.
 user() {
     local name=$1 cache=$2
@@ -85,9 +98,9 @@ same "its memory is whole" "$sum" "$(sum_in first /tmp/x)"
 same "and its disk" "$disk_sum" "$(sum_in first /kept)"
 in_guest first 60 'echo mine | tee /tmp/mine >/mine; sync' >/dev/null
 same "it can write to both" "mine mine" "$(in_guest first 20 'echo $(cat /tmp/mine /mine)')"
-check "not all of it was fetched" test "$(number first bytes_fetched)" -lt "$(stat -c %s "$work/point/memory.raw")"
+used=$(du -sk "$work/point" | cut -f 1)
+check "not all of it was fetched" test "$(number first bytes_fetched)" -lt $((used << 10))
 second_run() { "$vmstream" run "$link" --cache "$work/cache" -- -display none >"$work/second.out" 2>&1; }
-not() { ! "$@"; }
 check "nobody else may use the cache meanwhile" not second_run
 check "who is told why" has second.out "in use"
 
@@ -118,4 +131,18 @@ same "and then goes on, its memory whole" "$sum" "$(sum_in cut /tmp/x)"
 in_guest cut 20 'echo kept >/mine; sync' >/dev/null
 check "it ends" stop cut
 check "what it wrote to the disk was kept" test -s "$work/writes/disk.qcow2"
+
+# A disk without a restore point is booted; here by the kernel that the options bring.
+"$vmstream" publish "$work/disk.img" -o "$work/site" --name plain >"$work/publish.log" 2>&1
+start boot "$vmstream" run "${url_of[origin]}/plain.vmp" --cache "$work/boot.cache" --option fill=off -- -display none \
+    -no-reboot -machine accel=tcg -nodefaults -serial "unix:$work/boot.line,server=on,wait=off" -kernel "$kernel/vmlinuz" \
+    -initrd "$kernel/initrd" -append "console=ttyS0 quiet nowatchdog panic=-1 rw init=/bin/bash"
+mounts+=("$work/boot.cache/run/mnt")
+wait_for 60 "the machine" test -S "$work/boot.line"
+check "a disk without a restore point is booted" wait_for 150 "its shell" answers boot
+same "and is the one of the host" "$disk_sum" "$(sum_in boot /kept)"
+check "its end is QEMU's" stop boot
+as_point() { "$vmstream" mount "${url_of[origin]}/plain.vmp" "$work/parts" --regions >"$work/plain.out" 2>&1; }
+check "it has no parts" not as_point
+check "which is said" has plain.out "is no restore point"
 finish
