@@ -116,11 +116,15 @@ echo "# fetched again: $(number again bytes_fetched), resident $before, $(number
 check "nothing durable was fetched again" \
     test "$(number again bytes_fetched)" -le $(($(number first bytes_fetched) / 8))
 
+stop again
+unfit() { ! "$vmstream" run "$link" --cache "$work/cache" -- -display none -m 64M >"$work/unfit.out" 2>&1; }
+check "a machine of another kind does not start" unfit
+check "which is said" has unfit.out "before the guest could go on"
+
 user other other.cache
 same "another user sees nothing of it" "none" "$(in_guest other 20 'cat /tmp/mine /mine 2>/dev/null || echo none')"
 check "a signal ends the machine and the run" stop other
 check "and leaves neither mount nor overlay" test ! -e "$work/other.cache/run"
-stop again
 
 user cut cut.cache --keep-writes "$work/writes"
 kill -STOP "${pid_of[origin]}"

@@ -33,10 +33,12 @@ use crate::rehearse::{exit_code, pass_on};
 use crate::report::{REPORT_EVERY, ReportArgs, Reporter};
 use crate::{Outcome, progress};
 use command::Paths;
-use place::Place;
+use place::{Place, Work};
 
 /// How often to look whether QEMU has ended, or is ready.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long QEMU takes to end after it has said why.
+const END_MAX: Duration = Duration::from_secs(1);
 /// Bytes of the devices' state that are fetched at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 /// Most state of devices that is believed, in bytes: video memory and the like, not the guest's.
@@ -128,27 +130,33 @@ fn on_image(
     words.extend(command::display(&args.extra).iter().map(|word| (*word).to_owned()));
     log::debug!("{program} {}", words.join(" "));
     let mut guest = Guest::start(&program, &words)?;
-    let mut qmp = guest.monitor(&work.directory.join(place::SOCKET), stop)?;
-    if machine.is_some() {
-        restore(&mut qmp, &mut guest, &work.mount.join(STATE), stop)?;
-    }
-    tell_screen(&mut qmp);
-    qmp.ask("cont", json!({}))?;
-    if let Some(machine) = machine.as_ref().filter(|machine| machine.has_balloon()) {
-        // Before the restore point was taken it may have been squeezed.
-        let _ = qmp.ask("balloon", json!({"value": machine.memory_bytes()}));
-    }
+    let begun = begin(&mut guest, machine.as_ref(), &work, stop);
+    begun.map_err(|error| guest.explain(error))?;
     say(format_args!(
         "the guest {} after {:.1} s; {} fetched so far",
         if machine.is_some() { "goes on" } else { "starts" },
         began.elapsed().as_secs_f64(),
         progress::size(image.stats().bytes_fetched)
     ));
-    drop(qmp);
     let code = guest.wait(image, reporter, stop)?;
     mounted.end(stop)?;
     work.end();
     Ok(Outcome::Ended(code))
+}
+
+/// Brings the machine to where the guest goes on.
+fn begin(guest: &mut Guest, machine: Option<&Machine>, work: &Work, stop: &Stop) -> Result<()> {
+    let mut qmp = guest.monitor(&work.directory.join(place::SOCKET), stop)?;
+    if machine.is_some() {
+        restore(&mut qmp, guest, &work.mount.join(STATE), stop)?;
+    }
+    tell_screen(&mut qmp);
+    qmp.ask("cont", json!({}))?;
+    if let Some(machine) = machine.filter(|machine| machine.has_balloon()) {
+        // Before the restore point was taken it may have been squeezed.
+        let _ = qmp.ask("balloon", json!({"value": machine.memory_bytes()}));
+    }
+    Ok(())
 }
 
 fn read_machine(image: &Image, regions: &Regions) -> Result<Machine> {
@@ -181,18 +189,12 @@ fn restore(qmp: &mut Qmp, guest: &mut Guest, state: &Path, stop: &Stop) -> Resul
     qmp.ask("migrate-set-capabilities", json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]}))?;
     qmp.ask_with("getfd", json!({"fdname": "state"}), Some(std::os::fd::AsFd::as_fd(&file)))?;
     qmp.ask("migrate-incoming", json!({"uri": "fd:state"}))?;
-    // QEMU ends when the state does not fit, so its end is the more telling sign.
     loop {
         stop.check()?;
         guest.check()?;
         match qmp.migrated(LOOK_EVERY) {
             Err(e) if e.errno() == errno::ETIMEDOUT => {}
-            Err(e) => {
-                std::thread::sleep(LOOK_EVERY);
-                guest.check()?;
-                return Err(e);
-            }
-            Ok(()) => return Ok(()),
+            ended => return ended,
         }
     }
 }
@@ -297,6 +299,21 @@ impl Guest {
                 Err(Error::new(errno::EIO, text))
             }
         }
+    }
+
+    /// The reason for an error of the monitor's: as a rule QEMU has found something that it cannot do, and ends.
+    fn explain(&mut self, error: Error) -> Error {
+        if error.errno() == errno::ECANCELED {
+            return error;
+        }
+        let began = Instant::now();
+        while began.elapsed() < END_MAX {
+            if let Err(ended) = self.check() {
+                return ended;
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        error
     }
 
     fn ended(&mut self) -> Result<Option<u8>> {

@@ -5,6 +5,7 @@
 //! guest is made small, while it still runs; then it stands still, and disk, memory and state are copied. `disk` and
 //! `memory` are one file each.
 
+mod caches;
 mod disk;
 mod memory;
 
@@ -43,6 +44,10 @@ pub struct SnapshotArgs {
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
 
+    /// Have the guest's caches dropped by its qemu-guest-agent, whose socket this is
+    #[arg(long, value_name = "SOCKET")]
+    pub agent: Option<PathBuf>,
+
     /// Squeeze the guest's memory down to so many MiB first, with virtio-balloon
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub balloon: Option<u64>,
@@ -59,15 +64,18 @@ pub fn run(args: &SnapshotArgs) -> Result<Outcome> {
     let memory = Memory::find(&mut qmp, &process)?;
     let machine = describe(&qmp, &process, &memory)?;
     let disk = disk::Disk::find(&mut qmp)?;
+    if args.balloon.is_some() && !machine.has_balloon() {
+        let text = "--balloon: the machine has no balloon: start QEMU with -device virtio-balloon-pci";
+        return Err(Error::new(errno::EINVAL, text));
+    }
     let draft = Draft::make(&args.output)?;
 
-    match args.balloon {
-        Some(_) if !machine.has_balloon() => {
-            let text = "--balloon: the machine has no balloon: start QEMU with -device virtio-balloon-pci";
-            return Err(Error::new(errno::EINVAL, text));
-        }
-        Some(mib) => squeeze(&mut qmp, mib << 20)?,
-        None => {}
+    match &args.agent {
+        Some(agent) => caches::drop_by(agent)?,
+        None => log::info!("the guest's caches are taken as they are, as there is no --agent to drop them"),
+    }
+    if let Some(mib) = args.balloon {
+        squeeze(&mut qmp, mib << 20)?;
     }
     qmp.ask("stop", json!({}))?;
     let taken = take(&mut qmp, &process, &draft, &memory, &disk, &machine);
@@ -142,7 +150,7 @@ fn squeeze(qmp: &mut Qmp, target: u64) -> Result<()> {
     qmp.ask("balloon", json!({"value": target}))?;
     let (mut least, mut since) = (u64::MAX, std::time::Instant::now());
     // Ends by itself: memory is finite, and so is the time for which it does not shrink.
-    qmp.poll("query-balloon", Duration::MAX, |answer| {
+    qmp.poll("query-balloon", json!({}), Duration::MAX, |answer| {
         let actual = answer["actual"].as_u64().unwrap_or(0);
         if actual < least {
             (least, since) = (actual, std::time::Instant::now());

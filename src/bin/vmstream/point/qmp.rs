@@ -1,4 +1,4 @@
-//! A connection to QEMU's monitor (QMP): one command at a time, its answer or its refusal.
+//! A connection to QEMU's monitor (QMP), or to the agent in a guest: one command at a time, its answer or its refusal.
 //!
 //! JSON objects, a line each. Events come between answers and are passed over: what this tool waits for it asks for. The other
 //! side is a process of the same user, so what it says is believed; but it may hang, so every wait has an end.
@@ -18,6 +18,8 @@ use vmstream::error::{Error, Result, errno};
 
 /// Longest wait for an answer. Commands answer at once, but a busy host and the flush of a disk take their time.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// The same for an agent, which may not be there at all.
+const AGENT_MAX: Duration = Duration::from_secs(20);
 /// Pause between two looks at something that QEMU does in the background.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -49,12 +51,27 @@ impl Qmp {
         Self::connect_for(path, None)
     }
 
-    fn connect_for(path: &Path, answer_max: Option<Duration>) -> Result<Self> {
+    /// Connects to the agent in a guest (qemu-guest-agent), whose language is the same; it greets nobody.
+    ///
+    /// Errors: `ETIMEDOUT` when it is not running in the guest; else as [`Qmp::connect`].
+    pub fn connect_agent(path: &Path) -> Result<Self> {
+        let mut agent = Self::open(path, Some(AGENT_MAX))?;
+        // Behind what an earlier client did not wait for.
+        let id = std::process::id();
+        while agent.ask("guest-sync", json!({ "id": id }))? != id {}
+        Ok(agent)
+    }
+
+    fn open(path: &Path, answer_max: Option<Duration>) -> Result<Self> {
         let name = path.display().to_string();
         let stream = UnixStream::connect(path)
             .and_then(|stream| stream.set_read_timeout(answer_max).map(|()| stream))
-            .map_err(|e| Error::io(format_args!("cannot connect to QEMU's monitor at {name}"), e))?;
-        let mut qmp = Self { reader: BufReader::new(stream), name, version: String::new() };
+            .map_err(|e| Error::io(format_args!("cannot connect to {name}"), e))?;
+        Ok(Self { reader: BufReader::new(stream), name, version: String::new() })
+    }
+
+    fn connect_for(path: &Path, answer_max: Option<Duration>) -> Result<Self> {
+        let mut qmp = Self::open(path, answer_max)?;
         let greeting = qmp.read()?;
         let numbers = &greeting["QMP"]["version"]["qemu"];
         let number = |key: &str| numbers[key].as_u64();
@@ -104,12 +121,13 @@ impl Qmp {
     pub fn poll<T>(
         &mut self,
         command: &str,
+        arguments: Value,
         limit: Duration,
         mut done: impl FnMut(&Value) -> Result<Option<T>>,
     ) -> Result<Option<T>> {
         let began = Instant::now();
         loop {
-            let answer = self.ask(command, json!({}))?;
+            let answer = self.ask(command, arguments.clone())?;
             if let Some(found) = done(&answer)? {
                 return Ok(Some(found));
             }
@@ -124,7 +142,7 @@ impl Qmp {
     ///
     /// Errors: `EIO` when it failed, `ETIMEDOUT` after `limit`.
     pub fn migrated(&mut self, limit: Duration) -> Result<()> {
-        let ended = self.poll("query-migrate", limit, |answer| match answer["status"].as_str() {
+        let ended = self.poll("query-migrate", json!({}), limit, |answer| match answer["status"].as_str() {
             Some("completed") => Ok(Some(())),
             Some("failed" | "cancelled") => {
                 let why = answer["error-desc"].as_str().unwrap_or("see what QEMU has printed");
@@ -153,7 +171,7 @@ impl Qmp {
             Ok(_) => serde_json::from_str(&line).map_err(|_| self.broken("answers, but not as a QMP monitor")),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 let text = format!(
-                    "{}: QEMU's monitor does not answer; it speaks to one client at a time, is there another?",
+                    "{}: nobody answers; QEMU's monitor and a guest's agent speak to one client at a time, is there another?",
                     self.name
                 );
                 Err(Error::new(errno::ETIMEDOUT, text))
@@ -216,6 +234,19 @@ mod tests {
         drop(qmp);
         let heard = speaker.join().unwrap();
         assert!(heard[0].contains("qmp_capabilities") && heard[2].contains("\"fdname\":\"x\""), "{heard:?}");
+    }
+
+    #[test]
+    fn an_agent_is_asked_without_a_greeting() {
+        let sync = format!("{{\"return\": 1}}\n{{\"return\": {}}}", std::process::id());
+        // The first line stands before all questions: what an earlier client left.
+        let lines: &'static [&'static str] =
+            Box::leak(Box::new([&*Box::leak(sync.into_boxed_str()), "{\"return\": {}}"]));
+        let (_place, path, speaker) = monitor(lines);
+        let mut agent = Qmp::connect_agent(&path).unwrap();
+        assert_eq!(agent.ask("guest-ping", json!({})).unwrap(), json!({}));
+        drop(agent);
+        assert!(speaker.join().unwrap()[0].contains("guest-sync"));
     }
 
     #[test]
