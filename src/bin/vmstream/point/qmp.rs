@@ -56,9 +56,10 @@ impl Qmp {
     /// Errors: `ETIMEDOUT` when it is not running in the guest; else as [`Qmp::connect`].
     pub fn connect_agent(path: &Path) -> Result<Self> {
         let mut agent = Self::open(path, Some(AGENT_MAX))?;
-        // Behind what an earlier client did not wait for.
         let id = std::process::id();
-        while agent.ask("guest-sync", json!({ "id": id }))? != id {}
+        agent.send("guest-sync", json!({ "id": id }), None)?;
+        // It stands behind what an earlier client did not wait for.
+        while agent.answer("guest-sync")? != id {}
         Ok(agent)
     }
 
@@ -104,17 +105,8 @@ impl Qmp {
 
     /// The same, handing over a file with it.
     pub fn ask_with(&mut self, command: &str, arguments: Value, file: Option<BorrowedFd<'_>>) -> Result<Value> {
-        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
-        self.send(line.as_bytes(), file).map_err(|e| Error::io(format_args!("{}: cannot ask QEMU", self.name), e))?;
-        loop {
-            let mut answer = self.read()?;
-            if let Some(refusal) = answer["error"]["desc"].as_str() {
-                return Err(Error::new(errno::EIO, format!("QEMU refuses {command}: {refusal}")));
-            }
-            if answer.get("return").is_some() {
-                return Ok(answer["return"].take());
-            }
-        }
+        self.send(command, arguments, file)?;
+        self.answer(command)
     }
 
     /// Runs commands until `done` makes something of an answer, at most for `limit`; `None` when it did not.
@@ -153,7 +145,25 @@ impl Qmp {
         ended.ok_or_else(|| Error::new(errno::ETIMEDOUT, "QEMU did not move the state of the devices in time"))
     }
 
-    fn send(&mut self, line: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    fn send(&mut self, command: &str, arguments: Value, file: Option<BorrowedFd<'_>>) -> Result<()> {
+        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
+        self.write(line.as_bytes(), file).map_err(|e| Error::io(format_args!("{}: cannot ask QEMU", self.name), e))
+    }
+
+    /// The next answer, which is that to `command`.
+    fn answer(&mut self, command: &str) -> Result<Value> {
+        loop {
+            let mut answer = self.read()?;
+            if let Some(refusal) = answer["error"]["desc"].as_str() {
+                return Err(Error::new(errno::EIO, format!("QEMU refuses {command}: {refusal}")));
+            }
+            if answer.get("return").is_some() {
+                return Ok(answer["return"].take());
+            }
+        }
+    }
+
+    fn write(&mut self, line: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let Some(file) = file else { return self.reader.get_mut().write_all(line) };
         let files = [file];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
