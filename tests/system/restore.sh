@@ -7,6 +7,8 @@
 #    meanwhile; another user, with his own, sees nothing of the first.
 # 4. The link is cut for 30 s right after the start: the guest only waits.
 # 5. An image without a restore point is booted.
+# Expressions in single quotes are for the shell in the guest.
+# shellcheck disable=SC2016
 set -euo pipefail
 # shellcheck source=tests/system/lib.sh
 . "$(dirname "$0")/lib.sh"
