@@ -6,6 +6,7 @@ INCLUDEDIR = $(PREFIX)/include
 BINDIR     = $(PREFIX)/bin
 MANDIR     = $(PREFIX)/share/man
 DOCDIR     = $(PREFIX)/share/doc/vmstream
+APPDIR     = $(PREFIX)/share/applications
 # DESTDIR: put before every path of an installation, for packagers; never written into a file.
 DESTDIR    =
 
@@ -69,11 +70,12 @@ install:
 		$(INSTALL) -D -m 644 $$page "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}" || exit 1; \
 	done
 	$(INSTALL) -m 644 $(DOCUMENTS) '$(DESTDIR)$(DOCDIR)/'
+	$(INSTALL) -D -m 644 share/vmstream.desktop '$(DESTDIR)$(APPDIR)/vmstream.desktop'
 
 uninstall:
 	rm -f '$(DESTDIR)$(LIBDIR)/$(LIB)' '$(DESTDIR)$(LIBDIR)/$(LIB).$(ABI)' '$(DESTDIR)$(LIBDIR)/$(LIB).$(VERSION)' \
 		'$(DESTDIR)$(LIBDIR)/libvmstream.a' '$(DESTDIR)$(LIBDIR)/pkgconfig/vmstream.pc' \
-		'$(DESTDIR)$(INCLUDEDIR)/vmstream.h' '$(DESTDIR)$(BINDIR)/vmstream'
+		'$(DESTDIR)$(INCLUDEDIR)/vmstream.h' '$(DESTDIR)$(BINDIR)/vmstream' '$(DESTDIR)$(APPDIR)/vmstream.desktop'
 	for page in $(MAN_PAGES); do rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}"; done
 	rm -rf '$(DESTDIR)$(DOCDIR)'
 
