@@ -2,7 +2,7 @@
 """Works in the spreadsheet of the desktop guest (build-desktop.sh) as a user would, and checks what it answers.
 
     desktop-session.py --qmp SOCKET --serial FILE [--variant N] [--picture FILE.png] [--json FILE] [--limit SECONDS]
-    desktop-session.py --qmp SOCKET --prepare AGENT
+    desktop-session.py --qmp SOCKET --rest
 
 Pointer and keys go in over QMP, one at a time, and the next one only when the screen has answered the last: so no key
 is lost however slowly the guest moves, and the time from a key to its answer is what a user would wait. The session
@@ -13,8 +13,7 @@ are compared with what is computed here.
 --variant N (default 0) chooses number, cell and function: another user, another session. Waiting for the machine to
 run, and for each answer, is limited to --limit seconds (default 120).
 
---prepare makes the machine ready for a restore point instead: waits until the screen has been still for some seconds,
-and lets the guest give up its caches through its agent at the socket AGENT.
+--rest only waits until the screen has been still for some seconds: time for a restore point.
 
 Prints one line; with --json also each key's time. Exit status: 0 all answers right, 1 a wrong one or none in time,
 2 no machine.
@@ -48,8 +47,6 @@ RESTLESS_S = 1.0
 LOOK_S = 0.04
 # A program that still starts up changes the screen within so long, also on a busy host.
 STARTED_S = 5.0
-# Twice: the first round frees what pins pages of the second.
-DROP_CACHES = "sync; for n in 1 2; do echo 3 >/proc/sys/vm/drop_caches; sleep 1; done"
 
 CODES = {"=": "equal", "*": "shift-8", "(": "shift-9", ")": "shift-0", ":": "shift-semicolon", "\n": "ret", "\t": "tab"}
 
@@ -58,13 +55,27 @@ class Failed(Exception):
     """The guest did not answer, or wrongly."""
 
 
+def connected(path, limit):
+    """A connection to QEMU; its socket has a name before it takes connections."""
+    deadline = time.monotonic() + limit
+    while True:
+        peer = socket.socket(socket.AF_UNIX)
+        peer.settimeout(limit)
+        try:
+            peer.connect(path)
+            return peer
+        except OSError:
+            peer.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOOK_S)
+
+
 class Machine:
     """A running QEMU: its keyboard and its screen."""
 
     def __init__(self, path, serial, limit):
-        self.peer = socket.socket(socket.AF_UNIX)
-        self.peer.settimeout(limit)
-        self.peer.connect(path)
+        self.peer = connected(path, limit)
         self.lines = self.peer.makefile("rw", encoding="utf-8")
         self.lines.readline()
         self.ask("qmp_capabilities")
@@ -168,29 +179,6 @@ class Machine:
         return [line.strip() for line in text.decode(errors="replace").splitlines()]
 
 
-def prepare(machine, agent):
-    """Makes the machine small and still."""
-    machine.wait_until_still()
-    peer = socket.socket(socket.AF_UNIX)
-    peer.settimeout(machine.limit)
-    peer.connect(agent)
-    lines = peer.makefile("rw", encoding="utf-8")
-
-    def ask(command, **arguments):
-        print(json.dumps({"execute": command, "arguments": arguments}), file=lines, flush=True)
-        answer = json.loads(lines.readline() or '{"error": {"desc": "it went away"}}')
-        if "return" not in answer:
-            raise Failed(f"the guest's agent, {command}: {answer['error']['desc']}")
-        return answer["return"]
-
-    pid = ask("guest-exec", path="/bin/sh", arg=["-c", DROP_CACHES])["pid"]
-    while not (status := ask("guest-exec-status", pid=pid))["exited"]:
-        time.sleep(LOOK_S)
-    if status["exitcode"] != 0:
-        raise Failed(f"the guest could not drop its caches: exit status {status['exitcode']}")
-    machine.wait_until_still()
-
-
 def work(machine, variant):
     """The session; raises Failed unless everything it gets to see is right."""
     sheet = [list(row) for row in SHEET]
@@ -237,7 +225,7 @@ def main():
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--qmp", required=True)
     parser.add_argument("--serial")
-    parser.add_argument("--prepare")
+    parser.add_argument("--rest", action="store_true")
     parser.add_argument("--variant", type=int, default=0)
     parser.add_argument("--picture")
     parser.add_argument("--json")
@@ -247,7 +235,7 @@ def main():
     except SystemExit:
         print(__doc__, file=sys.stderr)
         return 2
-    if (options.serial is None) == (options.prepare is None):
+    if options.rest == (options.serial is not None):
         print(__doc__, file=sys.stderr)
         return 2
     try:
@@ -259,8 +247,8 @@ def main():
     problem = None
     try:
         machine.wait_until_running()
-        if options.prepare:
-            prepare(machine, options.prepare)
+        if options.rest:
+            machine.wait_until_still()
         else:
             work(machine, options.variant)
     except (Failed, OSError) as error:
@@ -281,10 +269,10 @@ def main():
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(figures, file, indent=1)
     if problem:
-        where = "" if options.prepare else f" variant {options.variant}, key {len(times)}:"
+        where = "" if options.rest else f" variant {options.variant}, key {len(times)}:"
         print(f"desktop-session.py:{where} {problem}", file=sys.stderr)
         return 1
-    if options.prepare:
+    if options.rest:
         return 0
     print(
         f"variant {options.variant}: all cells right; {len(times)} keys in {figures['total_s']:.1f} s, "
