@@ -6,6 +6,7 @@ INCLUDEDIR = $(PREFIX)/include
 BINDIR     = $(PREFIX)/bin
 MANDIR     = $(PREFIX)/share/man
 DOCDIR     = $(PREFIX)/share/doc/vmstream
+APPDIR     = $(PREFIX)/share/applications
 # DESTDIR: put before every path of an installation, for packagers; never written into a file.
 DESTDIR    =
 
@@ -26,7 +27,7 @@ OUT     := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 MAN_PAGES := $(wildcard docs/man/*.[1-8])
 DOCUMENTS := $(wildcard README.md CHANGELOG.md LICENSE* docs/*.md)
 
-.PHONY: all help build header install uninstall demo test fuzz bench nbdkit qemu uml clean
+.PHONY: all help build header install uninstall demo demo-restore test fuzz bench nbdkit qemu uml clean
 
 all: build
 
@@ -34,6 +35,7 @@ help:
 	@echo 'make             build the library and the tool (release)'
 	@echo 'make install     install under PREFIX=$(PREFIX), staged in DESTDIR; also make uninstall'
 	@echo 'make demo        boot a guest from a streamed disk over a slow link, five ways, and compare'
+	@echo 'make demo-restore let an open spreadsheet in a large Debian go on elsewhere, over slow links'
 	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
 	@echo 'make fuzz        feed all parsers with made-up bytes, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make uml         build User-Mode Linux with streamed disks, and say how to start it'
@@ -69,16 +71,20 @@ install:
 		$(INSTALL) -D -m 644 $$page "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}" || exit 1; \
 	done
 	$(INSTALL) -m 644 $(DOCUMENTS) '$(DESTDIR)$(DOCDIR)/'
+	$(INSTALL) -D -m 644 share/vmstream.desktop '$(DESTDIR)$(APPDIR)/vmstream.desktop'
 
 uninstall:
 	rm -f '$(DESTDIR)$(LIBDIR)/$(LIB)' '$(DESTDIR)$(LIBDIR)/$(LIB).$(ABI)' '$(DESTDIR)$(LIBDIR)/$(LIB).$(VERSION)' \
 		'$(DESTDIR)$(LIBDIR)/libvmstream.a' '$(DESTDIR)$(LIBDIR)/pkgconfig/vmstream.pc' \
-		'$(DESTDIR)$(INCLUDEDIR)/vmstream.h' '$(DESTDIR)$(BINDIR)/vmstream'
+		'$(DESTDIR)$(INCLUDEDIR)/vmstream.h' '$(DESTDIR)$(BINDIR)/vmstream' '$(DESTDIR)$(APPDIR)/vmstream.desktop'
 	for page in $(MAN_PAGES); do rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}"; done
 	rm -rf '$(DESTDIR)$(DOCDIR)'
 
 demo:
 	scripts/demo.sh
+
+demo-restore:
+	scripts/demo-restore.sh
 
 test:
 	scripts/test.sh

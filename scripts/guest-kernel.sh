@@ -90,7 +90,7 @@ release=${package#linux-image-}
 depmod -b "$work/kernel" "$release"
 # Of one module all that it needs, in the order of loading; what several need is loaded once. The checksum has a
 # second module for processors with an instruction for it, which the emulated one has not.
-mapfile -t modules < <(for module in virtio_pci virtio_blk crc32c_generic ext4; do
+mapfile -t modules < <(for module in virtio_pci virtio_blk virtio_balloon crc32c_generic ext4; do
     modprobe -d "$work/kernel" -S "$release" --show-depends $module
 done | awk '$1 == "insmod" && !seen[$2]++ && !/crc32c-intel/ { print $2 }')
 [ ${#modules[@]} -gt 3 ] || die "the modules of $package were not found"

@@ -3,6 +3,7 @@
 #
 #   build   what `make` needs beside Rust
 #   demo    what `make demo` needs: the guest's kernel, tools that make its disk, FUSE
+#   restore what `make demo-restore` needs on top of demo: QEMU
 #   test    what `make test` needs on top of both
 #   uml     what `make uml` needs: a kernel is built
 #   qemu    what `make qemu` needs on top of build
@@ -25,6 +26,10 @@ demo:busybox:busybox-static
 demo:mmdebstrap:mmdebstrap
 demo:curl:curl
 demo:pgrep:procps
+restore:qemu-system-x86_64:qemu-system-x86
+restore:qemu-img:qemu-utils
+restore:python3:python3
+restore:zstd:zstd
 test:fio:fio
 test:nginx:nginx-light
 test:openssl:openssl
@@ -67,7 +72,7 @@ nbdkit:qemu-io:qemu-utils
 nbdkit:fio:fio
 "
 
-[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|test|page|nbdkit|qemu|uml ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: install-deps.sh build|demo|restore|test|page|nbdkit|qemu|uml ..." >&2; exit 2; }
 
 present() {
     case $1 in
@@ -90,7 +95,7 @@ for group in "$@"; do
         known=yes
         present "$what" || missing+=("$package")
     done <<<"$needs"
-    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, test, page, nbdkit, qemu and uml" >&2; exit 2; }
+    [ $known = yes ] || { echo "install-deps.sh: no group '$group': groups are build, demo, restore, test, page, nbdkit, qemu and uml" >&2; exit 2; }
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 

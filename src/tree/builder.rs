@@ -1,7 +1,7 @@
 //! Making a tree file from the hashes of an image's blocks.
 
 use super::hash::{HASH_BYTES, Hash, Root, hash_block, hash_page};
-use super::head::{FAN_OUT, Head};
+use super::head::{FAN_OUT, Head, is_table};
 use super::holes::Holes;
 use super::is_zero;
 use crate::block::{BlockRange, Geometry};
@@ -17,12 +17,28 @@ pub struct TreeBuilder {
     hashes: Vec<Hash>,
     /// Blocks that were told of.
     at: u64,
+    table: u64,
 }
 
 impl TreeBuilder {
     /// Begins the tree of an image.
     pub fn new(geometry: Geometry) -> Self {
-        Self { geometry, runs: Vec::new(), hashes: Vec::new(), at: 0 }
+        Self { geometry, runs: Vec::new(), hashes: Vec::new(), at: 0, table: 0 }
+    }
+
+    /// The image ends with a table of regions, which begins at this byte ([`Head::table`]).
+    ///
+    /// # Errors
+    /// EINVAL for a place that is not at the beginning of a block, or not within the last
+    /// [`TABLE_BYTES_MAX`](super::TABLE_BYTES_MAX) bytes.
+    pub fn table(&mut self, offset: u64) -> Result<()> {
+        if offset == 0 || !is_table(self.geometry, offset) {
+            let text =
+                format!("an image of {} bytes cannot have its table of regions at {offset}", self.geometry.size());
+            return Err(Error::new(errno::EINVAL, text));
+        }
+        self.table = offset;
+        Ok(())
     }
 
     /// The next `blocks` blocks are zero.
@@ -59,7 +75,7 @@ impl TreeBuilder {
     }
 
     fn finish_within(self, map_bytes_max: impl Fn(Geometry) -> usize) -> Result<(Vec<u8>, Root)> {
-        let Self { geometry, runs, hashes, at } = self;
+        let Self { geometry, runs, hashes, at, table } = self;
         let blocks = geometry.blocks();
         if at != blocks {
             let text = format!("tree of an image of {blocks} blocks, but {at} were read; did it change meanwhile?");
@@ -79,7 +95,7 @@ impl TreeBuilder {
         };
         let levels = levels(leaves(geometry, &runs, &merged, &hashes));
         let top = levels.last().map_or(Hash::NONE, |top| hash_page(top));
-        let head = Head::new(geometry, &holes, &map, top);
+        let head = Head::new(geometry, &holes, &map, top).with_table(table);
         let mut file = head.encode().to_vec();
         file.extend(map);
         levels.iter().rev().for_each(|level| file.extend(level));

@@ -21,6 +21,9 @@ pub const FAN_OUT_SHIFT: u32 = 7;
 /// Children of a page, unless it is the last of its level.
 pub const FAN_OUT: u64 = 1 << FAN_OUT_SHIFT;
 
+/// Longest table of regions, in bytes: four lines of text are what is in one.
+pub const TABLE_BYTES_MAX: u64 = 4096;
+
 /// A page of the tree: its level, 0 being that of the block hashes, and its place in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PageId {
@@ -46,12 +49,18 @@ pub struct Head {
     map_bytes: u64,
     map_hash: [u8; 32],
     top: Hash,
+    table: u64,
 }
 
 impl Head {
     pub(super) fn new(geometry: Geometry, holes: &Holes, map: &[u8], top: Hash) -> Self {
         let map_hash = *blake3::hash(map).as_bytes();
-        Self { geometry, used: holes.used(), map_bytes: map.len() as u64, map_hash, top }
+        Self { geometry, used: holes.used(), map_bytes: map.len() as u64, map_hash, top, table: 0 }
+    }
+
+    /// The same for an image whose table of regions begins at `table`.
+    pub(super) fn with_table(self, table: u64) -> Self {
+        Self { table, ..self }
     }
 
     /// Size of the image and of its blocks.
@@ -62,6 +71,14 @@ impl Head {
     /// Number of used blocks.
     pub fn used(&self) -> u64 {
         self.used
+    }
+
+    /// Where in the image the table of its regions begins, up to its end, in bytes; `None` for an image that is one disk.
+    ///
+    /// As the head is what the root hash is made of, no mirror can pass a restore point off as a disk, nor a disk that
+    /// a guest has filled with a forged table as a restore point.
+    pub fn table(&self) -> Option<u64> {
+        Some(self.table).filter(|&table| table != 0)
     }
 
     /// Bytes of the hole map, which follows the head.
@@ -133,6 +150,7 @@ impl Head {
         bytes[40..43].copy_from_slice(&[HASH_BYTES as u8, FAN_OUT_SHIFT as u8, self.levels()]);
         bytes[48..80].copy_from_slice(&self.map_hash);
         bytes[80..100].copy_from_slice(self.top.as_bytes());
+        bytes[100..108].copy_from_slice(&self.table.to_le_bytes());
         bytes
     }
 
@@ -160,9 +178,12 @@ impl Head {
         let mut map_hash = [0; 32];
         map_hash.copy_from_slice(&bytes[48..80]);
         let top = Hash::from_slice(&bytes[80..100]).unwrap_or(Hash::NONE);
-        let head = Self { geometry, used: u64_at(24), map_bytes: u64_at(32), map_hash, top };
+        let head = Self { geometry, used: u64_at(24), map_bytes: u64_at(32), map_hash, top, table: u64_at(100) };
         if head.used > geometry.blocks() {
             return Err(damaged("more blocks are used than the image has"));
+        }
+        if !is_table(geometry, head.table) {
+            return Err(damaged("the table of regions lies where none can be"));
         }
         if head.map_bytes > Holes::bytes_max(geometry) {
             return Err(damaged("the hole map is longer than any may be"));
@@ -173,6 +194,14 @@ impl Head {
         }
         Ok(head)
     }
+}
+
+/// True for a place where a table of regions may begin, and for 0, which is no table.
+pub(super) fn is_table(geometry: Geometry, table: u64) -> bool {
+    let bytes = geometry.size().checked_sub(table);
+    table == 0
+        || table.is_multiple_of(geometry.block_bytes())
+            && bytes.is_some_and(|bytes| (1..=TABLE_BYTES_MAX).contains(&bytes))
 }
 
 #[cfg(test)]
@@ -225,6 +254,18 @@ mod tests {
                 assert!(Head::decode(&spoiled).map_or(true, |other| other.root() != head.root()), "bit {bit}");
                 assert_ne!(Root::of(&spoiled), head.root(), "bit {bit}");
             }
+        }
+    }
+
+    #[test]
+    fn a_table_lies_in_the_last_block_and_is_part_of_the_root() {
+        let plain = head(5, 10);
+        let point = plain.clone().with_table(9 * 4096);
+        assert_eq!((plain.table(), point.table()), (None, Some(9 * 4096)));
+        assert_eq!(Head::decode(&point.encode()).ok(), Some(point.clone()));
+        assert_ne!(plain.root(), point.root());
+        for table in [1, 9 * 4096 + 512, 8 * 4096, 10 * 4096, u64::MAX] {
+            assert!(Head::decode(&plain.clone().with_table(table).encode()).is_err(), "{table}");
         }
     }
 

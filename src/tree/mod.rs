@@ -19,7 +19,7 @@ mod pages;
 
 pub use builder::TreeBuilder;
 pub use hash::{HASH_BYTES, Hash, Root, hash_block};
-pub use head::{FAN_OUT, FAN_OUT_SHIFT, HEAD_BYTES, Head, PageId};
+pub use head::{FAN_OUT, FAN_OUT_SHIFT, HEAD_BYTES, Head, PageId, TABLE_BYTES_MAX};
 pub use holes::Holes;
 pub use pages::Tree;
 

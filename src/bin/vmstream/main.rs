@@ -1,5 +1,5 @@
-//! The command-line tool: `vmstream mount`, `serve`, `fetch`, `publish`, `rehearse`, `verify`, `status`, `sessions`,
-//! `trace`, `train`, `inspect` and `replay`.
+//! The command-line tool: `vmstream mount`, `serve`, `fetch`, `publish`, `rehearse`, `snapshot`, `run`, `verify`, `status`,
+//! `sessions`, `trace`, `train`, `inspect` and `replay`.
 //!
 //! Each subcommand is a file that holds its arguments (a clap struct) and one function `run`. This file only picks
 //! the subcommand and turns its result into an exit code:
@@ -9,7 +9,7 @@
 //! | 0 | done; for `mount` and `serve` also: stopped because a signal asked for it |
 //! | 1 | failed; one line on standard error says what, where and what to do |
 //! | 2 | the command line is wrong; nothing was touched |
-//! | other | that of the command that `rehearse` ran |
+//! | other | that of the command that `rehearse`, or of the QEMU that `run`, has run |
 //! | 128 + N | signal N came before the work was done (`fetch`), or a second one forced the end |
 //!
 //! 128 + N is what a shell reports for a process that a signal killed, so scripts need one rule for both.
@@ -22,15 +22,18 @@ mod local;
 mod logger;
 mod mount;
 mod picture;
+mod point;
 mod progress;
 mod publish;
 mod published;
 mod rehearse;
 mod replay;
 mod report;
+mod run;
 mod serve;
 mod sessions;
 mod signals;
+mod snapshot;
 mod status;
 mod trace;
 mod traces;
@@ -71,6 +74,8 @@ enum Command {
     Fetch(fetch::FetchArgs),
     Publish(publish::PublishArgs),
     Rehearse(rehearse::RehearseArgs),
+    Snapshot(snapshot::SnapshotArgs),
+    Run(run::RunArgs),
     Verify(verify::VerifyArgs),
     Status(status::StatusArgs),
     Sessions(sessions::SessionsArgs),
@@ -122,6 +127,8 @@ fn run(command: &Command) -> Result<Outcome> {
         Command::Fetch(args) => fetch::run(args),
         Command::Publish(args) => publish::run(args),
         Command::Rehearse(args) => rehearse::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
+        Command::Run(args) => run::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Status(args) => status::run(args),
         Command::Sessions(args) => sessions::run(args),

@@ -3,6 +3,7 @@
 mod disk;
 mod parked;
 mod wait;
+mod windows;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,16 +14,18 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use fuser::{MountOption, Session, SessionACL, SessionUnmounter};
+use fuser::{Filesystem, MountOption, Session, SessionACL, SessionUnmounter};
 use vmstream::Image;
 use vmstream::error::{Error, Result, errno};
 
+use crate::point::regions::{self, Regions};
 use crate::report::{REPORT_EVERY, ReportArgs, Reporter};
 use crate::{Outcome, signals};
 use disk::Disk;
 pub use disk::NAME;
 pub use parked::Parking;
 use wait::{End, Wait};
+use windows::Windows;
 
 /// Threads that take requests from the kernel. They never wait for the network, so a few are enough.
 const SESSION_THREADS: usize = 4;
@@ -46,6 +49,10 @@ pub struct MountArgs {
     /// Refuse writes
     #[arg(long)]
     pub read_only: bool,
+
+    /// Show the parts of a restore point, disk.raw, memory.raw, state.bin and machine, which nobody can write to
+    #[arg(long)]
+    pub regions: bool,
 
     /// Let other users use the mount (needs user_allow_other in /etc/fuse.conf, or root)
     #[arg(long)]
@@ -95,9 +102,15 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
         return Ok(Outcome::Interrupted(signal));
     }
 
-    let mut unmounter =
-        show(&image, parking, &args.dir, args.access(), move |ended| drop(news.send(News::Ended(ended))))?;
-    log::info!("{} is ready", args.dir.join(NAME).display());
+    let ended = move |ended| drop(news.send(News::Ended(ended)));
+    let mut unmounter = if args.regions {
+        let regions = regions::of_image(&image)?;
+        show_regions(&image, parking, &args.dir, args.access(), &regions, ended)?
+    } else {
+        show(&image, parking, &args.dir, args.access(), ended)?
+    };
+    let shown = if args.regions { args.dir.clone() } else { args.dir.join(NAME) };
+    log::info!("{} is ready", shown.display());
 
     let ended = loop {
         match inbox.recv_timeout(REPORT_EVERY) {
@@ -107,7 +120,7 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
                     // Out of sight now, gone when the last user closes it: a guest on it must not lose its disk.
                     log::warn!(
                         "{} is in use ({error}); unmounting it now and ending when it is closed, or at a second signal",
-                        args.dir.join(NAME).display()
+                        shown.display()
                     );
                     detach(&args.dir);
                 }
@@ -127,7 +140,7 @@ impl MountArgs {
     fn image_options(&self) -> Vec<String> {
         let mut options = vec![format!("source={}", self.url)];
         options.extend(self.cache.as_ref().map(|dir| format!("cache={}", dir.display())));
-        options.extend(self.read_only.then(|| "read_only=on".to_owned()));
+        options.extend((self.read_only || self.regions).then(|| "read_only=on".to_owned()));
         options.extend(self.options.iter().cloned());
         options
     }
@@ -155,8 +168,30 @@ pub fn show(
     access: Access,
     ended: impl FnOnce(io::Result<()>) + Send + 'static,
 ) -> Result<SessionUnmounter> {
-    let disk = Disk::new(image.clone(), parking, access.read_only);
-    let mut session = Session::new(disk, dir, &session_config(access, image))
+    serve(Disk::new(image.clone(), parking, access.read_only), image, dir, access, ended)
+}
+
+/// The same for a restore point: its regions are files in the directory, none of which can be written to. The image should
+/// be opened with `read_only=on`.
+pub fn show_regions(
+    image: &Arc<Image>,
+    parking: Arc<Parking>,
+    dir: &Path,
+    access: Access,
+    regions: &Regions,
+    ended: impl FnOnce(io::Result<()>) + Send + 'static,
+) -> Result<SessionUnmounter> {
+    serve(Windows::new(image.clone(), parking, regions), image, dir, access, ended)
+}
+
+fn serve(
+    files: impl Filesystem,
+    image: &Image,
+    dir: &Path,
+    access: Access,
+    ended: impl FnOnce(io::Result<()>) + Send + 'static,
+) -> Result<SessionUnmounter> {
+    let mut session = Session::new(files, dir, &session_config(access, image))
         .map_err(|e| Error::io(format_args!("cannot mount on {} (is fuse3 installed?)", dir.display()), e))?;
     let unmounter = session.unmount_callable();
     let serve = move || ended(session.run());
@@ -221,7 +256,7 @@ pub fn detach(dir: &Path) {
 }
 
 /// Makes sure that the directory can be mounted on. What a killed mount left there is removed.
-fn check_directory(dir: &Path) -> Result<()> {
+pub fn check_directory(dir: &Path) -> Result<()> {
     let broken = |e: &io::Error| e.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error());
     let mut found = std::fs::metadata(dir);
     if found.as_ref().is_err_and(broken) {

@@ -1,7 +1,7 @@
 //! `vmstream publish`: an image becomes something that can be streamed from any web server.
 //!
 //! What lies at the origin afterwards is told in `docs/format.md`, how it is used in `docs/publishing.md`. One noun a file:
-//! `image` and `qcow2` read what is published, `hash` goes over it once, `site` is the directory it goes to, `versions`
+//! `image`, `parts` and `qcow2` read what is published, `hash` goes over it once, `site` is the directory it goes to, `versions`
 //! knows which files are old, `learn` puts a model and packs beside it, `collected` is what a server has learnt meanwhile,
 //! `moved` finds blocks of an older version again.
 
@@ -13,6 +13,7 @@ mod image;
 pub mod learn;
 mod moved;
 pub mod pack;
+mod parts;
 mod qcow2;
 pub mod site;
 pub mod stop;
@@ -53,6 +54,10 @@ const END_TIME_MAX: Duration = Duration::from_millis(500);
 pub struct PublishArgs {
     /// A raw or qcow2 image, a block device, or a cache of vmstream that nobody uses
     pub image: PathBuf,
+
+    /// IMAGE is a restore point: a directory that 'vmstream snapshot' has filled
+    #[arg(long, conflicts_with = "link")]
+    pub restore_point: bool,
 
     /// The directory to publish to
     #[arg(short, long, value_name = "SITE")]
@@ -105,7 +110,7 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     site::check_name(name).map_err(|e| Error::new(e.errno(), format!("{e}; --name NAME gives it one")))?;
     let bucket = args.to.as_ref().map(|to| Bucket::open(to, stop)).transpose()?;
     // Before anything is made: a slip in the image's name leaves no directory behind.
-    let input = Input::open(&args.image, stop)?;
+    let input = if args.restore_point { Input::open_point(&args.image)? } else { Input::open(&args.image, stop)? };
     let geometry = Geometry::new(input.size(), BLOCK_BYTES_DEFAULT)?;
     let site = Site::make(&args.output)?;
     let desk = site.desk(name)?;

@@ -177,7 +177,8 @@ fn run_command(command: &[String], disk: &Path, stop: &Stop) -> Result<ExitStatu
     }
 }
 
-fn pass_on(signal: i32, child: &Child) {
+/// Sends a signal to a process that was started here.
+pub fn pass_on(signal: i32, child: &Child) {
     let process = rustix::process::Pid::from_raw(child.id() as i32);
     let signal = rustix::process::Signal::from_named_raw(signal);
     if let (Some(process), Some(signal)) = (process, signal) {
@@ -187,7 +188,7 @@ fn pass_on(signal: i32, child: &Child) {
 }
 
 /// The exit code of a command as a shell would say it.
-fn exit_code(status: ExitStatus) -> u8 {
+pub fn exit_code(status: ExitStatus) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
         (None, Some(signal)) => crate::signals::exit_code(signal),

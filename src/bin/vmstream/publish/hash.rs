@@ -79,6 +79,7 @@ pub fn pass(
         given_up: AtomicBool::new(false),
     };
     let mut builder = TreeBuilder::new(geometry);
+    input.table().map_or(Ok(()), |table| builder.table(table))?;
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD_MAX);
         for _ in 0..THREADS {

@@ -1,4 +1,4 @@
-//! The image to publish, whatever form it has: a raw file, a block device, qcow2, or a cache.
+//! The image to publish, whatever form it has: a raw file, a block device, qcow2, a cache, or the parts of a restore point.
 //!
 //! All forms answer the same questions: how large the disk is, where it may hold data, and what is there. They may be
 //! asked by several threads at once. An image that is written to while it is read would be published as something that
@@ -20,6 +20,7 @@ use vmstream::config::Config;
 use vmstream::error::{Error, Result, errno};
 use vmstream::store;
 
+use super::parts::Parts;
 use super::qcow2;
 use super::stop::Stop;
 
@@ -42,6 +43,7 @@ pub struct Input {
 enum Kind {
     Raw(File),
     Qcow2(qcow2::Disk),
+    Parts(Parts),
     /// The image of a cache, which stays locked.
     Cache(File, #[expect(dead_code, reason = "holds the lock")] Box<Image>),
 }
@@ -74,6 +76,15 @@ impl Input {
             return Self::open_cache(path, metadata.is_dir(), stop);
         }
         Self::open_file(path)
+    }
+
+    /// Opens what `vmstream snapshot` left in the directory `path`, as one image.
+    ///
+    /// Errors: `EINVAL` for what is no restore point, and those of the file system.
+    pub fn open_point(path: &Path) -> Result<Self> {
+        let (parts, files) = Parts::open(path)?;
+        let size = parts.size();
+        Self::new(Kind::Parts(parts), path, size, files)
     }
 
     fn open_file(path: &Path) -> Result<Self> {
@@ -165,6 +176,14 @@ impl Input {
         Ok(Self { kind, path: path.to_owned(), size, mtime_s, files: stamps })
     }
 
+    /// Where the table of regions begins, for an image that has one.
+    pub fn table(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Parts(parts) => Some(parts.table()),
+            _ => None,
+        }
+    }
+
     /// Size of the disk, in bytes.
     pub fn size(&self) -> u64 {
         self.size
@@ -204,6 +223,7 @@ impl Input {
         let end = end.min(self.size);
         match &self.kind {
             Kind::Qcow2(disk) => disk.next_data(at, end),
+            Kind::Parts(parts) => parts.next_data(at, end),
             Kind::Raw(file) | Kind::Cache(file, _) => {
                 next_data(file, at, end).map_err(|e| Error::io(format_args!("cannot read {}", self.path.display()), e))
             }
@@ -214,6 +234,7 @@ impl Input {
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         let file = match &self.kind {
             Kind::Qcow2(disk) => return disk.read(offset, bytes),
+            Kind::Parts(parts) => return parts.read(offset, bytes),
             Kind::Raw(file) | Kind::Cache(file, _) => file,
         };
         let read = file.read_exact_at(bytes, offset);
@@ -290,8 +311,8 @@ fn head(file: &File) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The next range of a file that is no hole. Moves the file's position, which nobody else uses.
-fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+/// The next range of a file that is no hole. Moves the file's position, which nobody uses.
+pub(super) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
     if at >= end {
         return Ok(None);
     }
