@@ -15,6 +15,22 @@ fn said(code: i32, arguments: &[&str]) -> String {
     said
 }
 
+/// The pages that check an image of some size do not come with the first request, so they have to be fetched meanwhile.
+#[test]
+fn an_image_of_which_the_tree_is_long_is_compared_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    image(&at("disk.img"), 8 << 20, &[(0, 8 << 20)]);
+    let link = publish(&at("disk.img"), &at("site"), &[]);
+    said(0, &["fetch", &link, "-o", text(&at("whole.img"))]);
+    let whole = said(0, &["verify", text(&at("whole.img")), &link]);
+    assert!(whole.contains("different  0 blocks"), "{whole}");
+    let file = std::fs::File::options().write(true).open(at("whole.img")).unwrap();
+    file.write_all_at(b"?", 7 << 20).unwrap();
+    let spoiled = said(3, &["verify", text(&at("whole.img")), &link]);
+    assert!(spoiled.contains("  bytes 7340032-7344127"), "{spoiled}");
+}
+
 fn fetched_bytes(status: &Path) -> u64 {
     let status: serde_json::Value = serde_json::from_slice(&std::fs::read(status).unwrap()).unwrap();
     status["bytes_fetched"].as_u64().unwrap()
