@@ -79,7 +79,6 @@ impl Planner {
     pub fn set_packs(&mut self, packs: Option<Arc<Index>>) {
         self.packs.wanted.clear();
         self.packs.index = packs;
-        self.fill_held = false;
         self.foresee_anew();
     }
 

@@ -63,7 +63,7 @@ rounds() {
     mkdir -p "$work/$name"
     mounts+=("$work/$name")
     start "$name" "$vmstream" mount "http://127.0.0.1:$(cat "$work/proxy.port")/disk.vmp#${link##*#}" "$work/$name" \
-        --cache "$work/$name.cache" --json-status "$work/$name.json" --option fill=off --option connections=4 \
+        --cache "$work/$name.cache" --json-status "$work/$name.json" \
         --option stall_timeout=60s
     wait_for 60 "round $2" round_over "$name" "$2"
 }
@@ -85,7 +85,7 @@ finish_rounds three
 sed 's/^/#   round, connection, first there?, bytes asked, bytes answered: /' "$work/three.rounds"
 # The path to the first predicted block: all that came in the rounds before, and the answer that brings it. Of those that bring
 # foreseen blocks over connections that are there, which one is ahead is a race of threads; the packs' first was asked for first.
-first=$(awk '$1 == 3 && $3 == "warm" && $6 !~ /\.vmt$/ { split($7, span, "-"); print span[1], $5 }' "$work/three.rounds" | sort -n | head -n 1)
+first=$(awk '$1 == 3 && $3 == "warm" && $6 ~ /\.vmk$/ { split($7, span, "-"); print span[1], $5 }' "$work/three.rounds" | sort -n | head -n 1)
 before=$(awk '$1 < 3 { sum += $5 } END { print sum }' "$work/three.rounds")
 bytes=$((before + ${first##* }))
 echo "# $bytes bytes until the first predicted block is here; $(grep -c ' new ' "$work/three.rounds") connections, and" \
