@@ -287,7 +287,18 @@ impl Guest {
         let open = std::fs::File::open(directory);
         let open = open.map_err(|e| Error::io(format_args!("cannot open {}", directory.display()), e))?;
         let number = std::os::fd::AsRawFd::as_raw_fd(&open);
-        Qmp::connect_patiently(Path::new(&format!("/proc/self/fd/{number}/{}", place::SOCKET)))
+        let socket = format!("/proc/self/fd/{number}/{}", place::SOCKET);
+        loop {
+            match Qmp::connect_patiently(Path::new(&socket)) {
+                // Its name is there a moment before QEMU listens.
+                Err(error) if error.errno() == rustix::io::Errno::CONNREFUSED.raw_os_error() => {
+                    stop.check()?;
+                    self.check()?;
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                connected => return connected,
+            }
+        }
     }
 
     /// Fails when it has ended.
