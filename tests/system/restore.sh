@@ -123,6 +123,14 @@ unfit() { ! "$vmstream" run "$link" --cache "$work/cache" -- -display none -m 64
 check "a machine of another kind does not start" unfit
 check "which is said" has unfit.out "before the guest could go on"
 
+# What these two did is learnt, and the next one may ask for calm.
+check "what they did is learnt" "$vmstream" publish --quiet --restore-point "$work/point" -o "$work/site" --name guest \
+    --sessions "$work/cache/sessions"
+user calm calm.cache -v --wait risk=5%,for=10s,max=60s
+check "a guest is held back until it is calm" has calm.log "the guest may begin after .*risk of a stall in 10 s"
+same "and then goes on" "$sum" "$(sum_in calm /tmp/x)"
+check "it ends as well" stop calm
+
 user other other.cache
 same "another user sees nothing of it" "none" "$(in_guest other 20 'cat /tmp/mine /mine 2>/dev/null || echo none')"
 check "a signal ends the machine and the run" stop other

@@ -2,13 +2,13 @@
 
 mod disk;
 mod parked;
-mod wait;
+pub mod wait;
 mod windows;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
@@ -76,6 +76,17 @@ enum News {
     Ended(io::Result<()>),
 }
 
+/// Lets time pass before there is a mount; answers a signal that asks for the end.
+fn pause(inbox: &Receiver<News>, time: Duration, reporter: &mut Reporter, image: &Image) -> Option<i32> {
+    match inbox.recv_timeout(time) {
+        Ok(News::Signal(signals::Event::Stop(signal))) => return Some(signal),
+        Ok(News::Signal(signals::Event::Report)) => reporter.report(image),
+        // There is no session yet that could end, and the other end of the channel is ours.
+        Ok(News::Ended(_)) | Err(_) => {}
+    }
+    None
+}
+
 /// Mounts and serves until it is unmounted or told to stop.
 pub fn run(args: &MountArgs) -> Result<Outcome> {
     check_directory(&args.dir)?;
@@ -95,7 +106,8 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
     reporter.report(&image);
 
     if let Some(wait) = &args.wait
-        && let End::Stopped(signal) = wait.hold(&image, &inbox, &mut reporter)
+        && let End::Stopped(signal) =
+            wait.hold(&image, &mut reporter, &mut |time, reporter| pause(&inbox, time, reporter, &image))
     {
         reporter.report(&image);
         close(image)?;

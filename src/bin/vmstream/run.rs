@@ -23,6 +23,7 @@ use serde_json::json;
 use vmstream::Image;
 use vmstream::error::{Error, Result, errno};
 
+use crate::mount::wait::Wait;
 use crate::mount::{self, Access, NAME, Parking};
 use crate::point::machine::{MACHINE_BYTES_MAX, Machine};
 use crate::point::qmp::Qmp;
@@ -61,6 +62,10 @@ pub struct RunArgs {
     /// Keep what arrives in this directory instead of one in ~/.cache/vmstream; one run at a time
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
+
+    /// Let the guest go on only when the risk of a stall within a time is low, or after the longest wait
+    #[arg(long, value_name = "risk=5%[,for=30s][,max=60s]", value_parser = Wait::parse)]
+    pub wait: Option<Wait>,
 
     /// Leave what the guest wrote to its disk in this new directory, as an overlay (qcow2)
     #[arg(long, value_name = "DIR")]
@@ -130,7 +135,15 @@ fn on_image(
     words.extend(command::display(&args.extra).iter().map(|word| (*word).to_owned()));
     log::debug!("{program} {}", words.join(" "));
     let mut guest = Guest::start(&program, &words)?;
-    let begun = begin(&mut guest, machine.as_ref(), &work, stop);
+    let begun = begin(&mut guest, machine.as_ref(), &work, stop, &mut || {
+        if let Some(wait) = &args.wait {
+            wait.hold(image, reporter, &mut |time, _| {
+                std::thread::sleep(time);
+                stop.signal()
+            });
+        }
+        stop.check()
+    });
     begun.map_err(|error| guest.explain(error))?;
     say(format_args!(
         "the guest {} after {:.1} s; {} fetched so far",
@@ -144,13 +157,20 @@ fn on_image(
     Ok(Outcome::Ended(code))
 }
 
-/// Brings the machine to where the guest goes on.
-fn begin(guest: &mut Guest, machine: Option<&Machine>, work: &Work, stop: &Stop) -> Result<()> {
+/// Brings the machine to where the guest goes on; `hold` keeps it there for a while.
+fn begin(
+    guest: &mut Guest,
+    machine: Option<&Machine>,
+    work: &Work,
+    stop: &Stop,
+    hold: &mut dyn FnMut() -> Result<()>,
+) -> Result<()> {
     let mut qmp = guest.monitor(&work.directory.join(place::SOCKET), stop)?;
     if machine.is_some() {
         restore(&mut qmp, guest, &work.mount.join(STATE), stop)?;
     }
     tell_screen(&mut qmp);
+    hold()?;
     qmp.ask("cont", json!({}))?;
     if let Some(machine) = machine.filter(|machine| machine.has_balloon()) {
         // Before the restore point was taken it may have been squeezed.

@@ -1,19 +1,16 @@
 //! `--wait`: holding a guest back until it will most likely not stall.
 //!
-//! The mount point appears only when this is over, so whoever starts a machine on it waits in front instead of in the middle
-//! of its work. Meanwhile the image streams what earlier sessions touched at their start. Waiting costs little: as long
+//! The mount point appears only when this is over, and a restored machine goes on only then, so whoever uses it waits in
+//! front instead of in the middle of the work. Meanwhile the image streams what earlier sessions touched at their start. Waiting costs little: as long
 //! as the link is the limit, what the guest waits in front it does not wait later.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use vmstream::Image;
 use vmstream::config::parse_duration;
 use vmstream::stats::Forecast;
 
-use super::News;
 use crate::report::{REPORT_EVERY, Reporter};
-use crate::signals;
 
 /// Time between two forecasts: short beside what is waited for, long beside the milliseconds that one takes.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -69,8 +66,14 @@ impl Wait {
         Ok(wait)
     }
 
-    /// Waits, showing on standard error what for.
-    pub(super) fn hold(&self, image: &Image, inbox: &Receiver<News>, reporter: &mut Reporter) -> End {
+    /// Waits, showing on standard error what for. `pause` passes so much time and answers the signal that asks for the end,
+    /// if one came.
+    pub fn hold(
+        &self,
+        image: &Image,
+        reporter: &mut Reporter,
+        pause: &mut dyn FnMut(Duration, &mut Reporter) -> Option<i32>,
+    ) -> End {
         let began = Instant::now();
         let mut renewed = began;
         loop {
@@ -102,12 +105,8 @@ impl Wait {
                 renewed = Instant::now();
                 reporter.renew(image);
             }
-            match inbox.recv_timeout(LOOK_EVERY.min(self.max.saturating_sub(began.elapsed()))) {
-                Ok(News::Signal(signals::Event::Stop(signal))) => return End::Stopped(signal),
-                Ok(News::Signal(signals::Event::Report)) => reporter.report(image),
-                // There is no session yet that could end.
-                Ok(News::Ended(_)) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return End::Over,
+            if let Some(signal) = pause(LOOK_EVERY.min(self.max.saturating_sub(began.elapsed())), reporter) {
+                return End::Stopped(signal);
             }
         }
     }
