@@ -21,7 +21,7 @@
 use std::collections::HashMap;
 use std::fs::DirBuilder;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,6 +102,12 @@ pub struct Collector {
     turns: Turns,
     bodies: Semaphore,
     parsed: Semaphore,
+}
+
+/// The address in what a proxy writes, of which some add the port.
+fn ip(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
 }
 
 impl Collector {
@@ -191,7 +197,7 @@ impl Collector {
     fn address(&self, peer: SocketAddr, headers: &HeaderMap) -> Address {
         // The last entry of the last header is what the proxy itself saw; all before it anybody can write.
         let last = headers.get_all("x-forwarded-for").iter().next_back().filter(|_| self.rules.trust_proxy);
-        let told = last.and_then(|text| text.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+        let told = last.and_then(|text| ip(text.to_str().ok()?.rsplit(',').next()?.trim()));
         told.unwrap_or(peer.ip()).into()
     }
 
@@ -376,6 +382,9 @@ mod tests {
         assert_eq!(seen(false, &["10.6.6.6"]), address("10.0.0.1"));
         assert_eq!(seen(true, &["10.6.6.6", "nonsense"]), address("10.0.0.1"));
         assert_eq!(seen(true, &[]), address("10.0.0.1"));
+        assert_eq!(seen(true, &["10.0.0.2:4711"]), address("10.0.0.2"), "with a port");
+        assert_eq!(seen(true, &["[2001:db8::1]:4711"]), seen(true, &["2001:db8::1"]));
+        assert_eq!(seen(true, &["[2001:db8::1]"]), address("2001:db8::1"));
     }
 
     #[test]
