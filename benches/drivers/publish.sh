@@ -50,7 +50,7 @@ pack() {
     "$vmstream" publish "$place/linked.img" -o "$place/packed" --name image --link --model "$place/model.vmm"
 }
 # So that each round packs anew: what is published already is not.
-unpack() { sed -i '/^packs /d' "$place/packed/image.vmp"; }
+unpack() { sed -i '/^packs /d; /^check /d' "$place/packed/image.vmp"; }
 cp --sparse=always "$image" "$place/linked.img"
 python3 - "$image" "$place/guest.vmtrace" <<'PYTHON'
 import os, sys
