@@ -140,16 +140,16 @@ impl Place {
 
     /// True when what `lie` speaks of is to be asked for once more over `lane`, which has a new connection then.
     pub fn forgives(&self, lie: &str, lane: usize) -> bool {
-        let forgiven = self.lies.forgive(lie);
-        if forgiven && let Some(web) = &self.web {
-            web.renew(lane);
-        }
-        forgiven
+        self.forgives_among(&self.lies, lie, lane)
     }
 
     /// The same for what lies in the packs, whose lies are counted by themselves: an image can be read without them.
     pub fn forgives_packs(&self, files: &Files, lie: &str, lane: usize) -> bool {
-        let forgiven = !files.packs_gone.load(Ordering::Relaxed) && self.packs_lies.forgive(lie);
+        !files.packs_gone.load(Ordering::Relaxed) && self.forgives_among(&self.packs_lies, lie, lane)
+    }
+
+    fn forgives_among(&self, lies: &Lies, lie: &str, lane: usize) -> bool {
+        let forgiven = lies.forgive(lie);
         if forgiven && let Some(web) = &self.web {
             web.renew(lane);
         }

@@ -35,9 +35,10 @@ const CONVERT: &str = "make a raw image of it first ('qemu-img convert -O raw')"
 /// # Errors
 /// EINVAL with what it is and what to do; those of reading.
 pub fn check(path: &Path) -> Result<()> {
+    let failed = |e| Error::io(format_args!("cannot read {}", path.display()), e);
+    let file = File::open(path).map_err(failed)?;
     let mut head = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(V3_BYTES as u64).read_to_end(&mut head));
-    read.map_err(|e| Error::io(format_args!("cannot read {}", path.display()), e))?;
+    (&file).take(V3_BYTES as u64).read_to_end(&mut head).map_err(failed)?;
     if !head.starts_with(MAGIC) {
         return Ok(());
     }
@@ -45,15 +46,23 @@ pub fn check(path: &Path) -> Result<()> {
         let text = format!("{} cannot be read as a qcow2 image: it {what}: {advice}", path.display());
         Error::new(errno::EINVAL, text)
     })?;
-    tables::check(path, &head)
+    tables::check(path, &file, &head)
+}
+
+/// The number of so many bytes that stands at a place of a header.
+pub(super) fn number(head: &[u8], at: usize, bytes: usize) -> Option<u64> {
+    Some(head.get(at..at + bytes)?.iter().fold(0, |value: u64, &byte| value << 8 | u64::from(byte)))
+}
+
+/// Entries of the first table that a disk of `size` bytes takes: each stands for a second table of one cluster, and each entry
+/// there for a cluster.
+pub(super) fn first_entries(size: u64, cluster_bits: u32) -> u64 {
+    size.div_ceil(1 << (2 * cluster_bits - ENTRY_BITS))
 }
 
 /// What is wrong with a header, and what to do.
 fn judge(head: &[u8]) -> std::result::Result<(), (String, &'static str)> {
-    let number = |at: usize, bytes: usize| {
-        let bytes = head.get(at..at + bytes)?;
-        Some(bytes.iter().fold(0, |value: u64, &byte| value << 8 | u64::from(byte)))
-    };
+    let number = |at, bytes| number(head, at, bytes);
     let wrong = |what: &str, advice| Err((what.to_owned(), advice));
     let cut = || ("is cut off in its header".to_owned(), "get it again");
     let version = number(4, 4).ok_or_else(cut)?;
@@ -83,9 +92,7 @@ fn judge(head: &[u8]) -> std::result::Result<(), (String, &'static str)> {
     if !CLUSTER_BITS.contains(&cluster_bits) {
         return Err((format!("has clusters of 2^{cluster_bits} bytes, which no image has"), "get it again"));
     }
-    // Each entry of the first table stands for a second table of one cluster, and each entry there for a cluster.
-    let covered_bits = 2 * cluster_bits - ENTRY_BITS;
-    if l1_entries < size.div_ceil(1 << covered_bits) {
+    if l1_entries < first_entries(size, cluster_bits) {
         return wrong("has a first table that is too short for its disk", "repair it ('qemu-img check -r all')");
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use vmstream::error::{Error, Result, errno};
 
-use super::head::{DATA_FILE, ENTRY_BITS};
+use super::head::{DATA_FILE, ENTRY_BITS, first_entries, number};
 
 /// Bits of a table's entry that say where something lies.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -20,17 +20,14 @@ const ZERO: u64 = 1;
 /// Most bytes of a table that are read at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Refuses an image of which a part lies behind the end of its file. `head` is its header, which has been checked.
+/// Refuses an image of which a part lies behind the end of its file. `head` is the header of `file`, which has been checked.
 ///
 /// # Errors
 /// EINVAL with where it ends and what to do; those of reading.
-pub fn check(path: &Path, head: &[u8]) -> Result<()> {
+pub fn check(path: &Path, file: &File, head: &[u8]) -> Result<()> {
     let failed = |error| Error::io(format_args!("cannot read {}", path.display()), error);
-    let file = File::open(path).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
-    let number = |at: usize, bytes: usize| {
-        head.get(at..at + bytes).unwrap_or_default().iter().fold(0, |value: u64, &byte| value << 8 | u64::from(byte))
-    };
+    let number = |at, bytes| number(head, at, bytes).unwrap_or_default();
     let (cluster_bits, size, l1) = (number(20, 4) as u32, number(24, 8), number(40, 8));
     let beyond = |what: &str, at: u64| {
         let text = format!(
@@ -63,9 +60,7 @@ pub fn check(path: &Path, head: &[u8]) -> Result<()> {
         // The last one may end with the file.
         if at < length { Ok(()) } else { Err(beyond("a cluster", at)) }
     };
-    entries("the first table", l1, size.div_ceil(1 << (2 * cluster_bits - ENTRY_BITS)), &mut |entry| match entry
-        & OFFSET
-    {
+    entries("the first table", l1, first_entries(size, cluster_bits), &mut |entry| match entry & OFFSET {
         0 => Ok(()),
         table => entries("a second table", table, 1 << (cluster_bits - ENTRY_BITS), &mut |entry| cluster(entry)),
     })
