@@ -223,3 +223,25 @@ fn an_image_that_changes_is_not_published() {
 fn assert_drafts_are_gone(site: &Path) {
     assert_eq!(std::fs::read_dir(site.join(".vmstream/disk/new")).unwrap().count(), 0);
 }
+
+/// What lies behind the end of a file reads as zeroes, and those would be published for good.
+#[test]
+fn a_qcow2_file_that_was_cut_off_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let raw = at("disk.img");
+    small_image(&raw);
+    for more in [&[][..], &["-c"]] {
+        let disk = at("disk.qcow2");
+        let convert = [&["convert", "-q", "-O", "qcow2"], more, &[text(&raw), text(&disk)]].concat();
+        if !qemu_img(&convert) {
+            return;
+        }
+        publish(&disk, &at("site"), &["--name", "whole"]);
+        let file = std::fs::File::options().write(true).open(&disk).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        let said = refused(&disk, &at("site"), &["--name", "half"]);
+        assert!(said.contains("is cut off") && said.contains("get it again"), "{said}");
+        assert!(!at("site/half.vmp").exists());
+    }
+}
