@@ -27,7 +27,7 @@ OUT     := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 MAN_PAGES := $(wildcard docs/man/*.[1-8])
 DOCUMENTS := $(wildcard README.md CHANGELOG.md LICENSE* docs/*.md)
 
-.PHONY: all help build header install uninstall demo demo-restore test fuzz bench nbdkit qemu uml clean
+.PHONY: all help build header install uninstall demo demo-restore demo-hold test fuzz bench nbdkit qemu uml clean
 
 all: build
 
@@ -36,6 +36,7 @@ help:
 	@echo 'make install     install under PREFIX=$(PREFIX), staged in DESTDIR; also make uninstall'
 	@echo 'make demo        boot a guest from a streamed disk over a slow link, five ways, and compare'
 	@echo 'make demo-restore let an open spreadsheet in a large Debian go on elsewhere, over slow links'
+	@echo 'make demo-hold   hold a server at the end of a very slow link until it will not stall, and draw it (10 min)'
 	@echo 'make test        everything that is checked before a change goes in; the last line sums up'
 	@echo 'make fuzz        feed all parsers with made-up bytes, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
 	@echo 'make uml         build User-Mode Linux with streamed disks, and say how to start it'
@@ -85,6 +86,9 @@ demo:
 
 demo-restore:
 	scripts/demo-restore.sh
+
+demo-hold:
+	scripts/demo-hold.sh
 
 test:
 	scripts/test.sh

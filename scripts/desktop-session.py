@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Works in the spreadsheet of the desktop guest (build-desktop.sh) as a user would, and checks what it answers.
 
-    desktop-session.py --qmp SOCKET --serial FILE [--variant N] [--picture FILE.png] [--json FILE] [--limit SECONDS]
+    desktop-session.py --qmp SOCKET --serial FILE [--variant N] [--short] [--picture FILE.png] [--json FILE]
+                       [--limit SECONDS]
     desktop-session.py --qmp SOCKET --rest
+    desktop-session.py --waits FILE.vmtrace --json FILE
 
 Pointer and keys go in over QMP, one at a time, and the next one only when the screen has answered the last: so no key
 is lost however slowly the guest moves, and the time from a key to its answer is what a user would wait. The session
@@ -10,13 +12,19 @@ overwrites a number, adds a row of formulas below the table, saves, copies the w
 guest prints the copied cells, as Gnumeric calculated them, and the formulas in the saved file on its serial line. Both
 are compared with what is computed here.
 
---variant N (default 0) chooses number, cell and function: another user, another session. Waiting for the machine to
-run, and for each answer, is limited to --limit seconds (default 120).
+--variant N (default 0) chooses number, cell and function: another user, another session. --short leaves out all formulas
+but one: the same checks in a third of the time. Waiting for the machine to run, and for each answer, is limited to
+--limit seconds (default 120).
 
 --rest only waits until the screen has been still for some seconds: time for a restore point.
 
-Prints one line; with --json also each key's time. Exit status: 0 all answers right, 1 a wrong one or none in time,
-2 no machine.
+Prints one line; with --json also each key's time.
+
+--waits goes with no machine: it reads how the guest waited for its image ('vmstream trace' of what the run recorded) and
+adds to the JSON file of the same session, for each key and for all after the first answer, how long the guest stood still
+for want of bytes. What a key took beyond that is the emulator's time, or the host's.
+
+Exit status: 0 all answers right, 1 a wrong one or none in time, 2 no machine.
 """
 
 import argparse
@@ -86,6 +94,8 @@ class Machine:
         self.file = os.path.join(self.directory.name, "screen.ppm")
         self.times = []
         self.first_answer = None
+        # Of the clock that recordings are dated by.
+        self.wall = time.time() - time.monotonic()
 
     def ask(self, command, **arguments):
         print(json.dumps({"execute": command, "arguments": arguments}), file=self.lines, flush=True)
@@ -142,7 +152,7 @@ class Machine:
     def timed(self, name, start, answered):
         if not self.times:
             self.first_answer = time.time()
-        self.times.append((name, answered - start))
+        self.times.append((name, self.wall + start, answered - start))
 
     def point(self, x, y):
         """Moves the pointer to a place of the screen, both from 0 to 1."""
@@ -179,11 +189,11 @@ class Machine:
         return [line.strip() for line in text.decode(errors="replace").splitlines()]
 
 
-def work(machine, variant):
+def work(machine, variant, short):
     """The session; raises Failed unless everything it gets to see is right."""
     sheet = [list(row) for row in SHEET]
     name = list(FUNCTIONS)[variant % len(FUNCTIONS)]
-    row, number = 1 + variant % 6, 100 + 37 * variant % 900
+    row, number = 1 + variant % (2 if short else 6), 100 + 37 * variant % 900
     # To the title of the window: the keyboard belongs to what is under the pointer, and over the sheet that might be a
     # hint that Gnumeric shows beside the cell. That it moves is the first sign of life.
     machine.point(0.45, 0.063)
@@ -193,14 +203,25 @@ def work(machine, variant):
         machine.key("down")
     machine.type(f"{number}\n")
     sheet[row][1] = number
-    for code in ["ctrl-home", "ctrl-down", "down"]:
-        machine.key(code)
-    machine.type("Result\t")
-    formulas = [f"={name}({column}2:{column}7)" for column in "BCD"]
-    for formula in formulas:
-        machine.type(formula.lower() + "\t")
-    machine.type(f"={variant + 6}*7\n")
-    sheet.append(["Result"] + [FUNCTIONS[name]([line[column] for line in sheet[1:7]]) for column in (1, 2, 3)])
+    results = [FUNCTIONS[name]([line[column] for line in sheet[1:7]]) for column in (1, 2, 3)]
+    if short:
+        # The cell below the last of the column that the number is in.
+        for code in ["ctrl-down", "down"]:
+            machine.key(code)
+        formulas = [f"={name}(B2:B7)"]
+        machine.type(formulas[0].lower() + "\n")
+        sheet.append(["", results[0], "", ""])
+    else:
+        for code in ["ctrl-home", "ctrl-down", "down"]:
+            machine.key(code)
+        machine.type("Result\t")
+        formulas = [f"={name}({column}2:{column}7)" for column in "BCD"]
+        for formula in formulas:
+            machine.type(formula.lower() + "\t")
+        formulas.append(f"={variant + 6}*7")
+        machine.type(formulas[-1] + "\n")
+        # The product stands alone in column E.
+        sheet = [line + [""] for line in sheet] + [["Result"] + results + [(variant + 6) * 7]]
     machine.key("ctrl-s")
     machine.key("ctrl-home")
     machine.key("ctrl-shift-end")
@@ -208,22 +229,58 @@ def work(machine, variant):
     lines = machine.answer("f12")
     machine.key("esc")
 
-    got = [line.removeprefix("@@ row ").split("\t") for line in lines if line.startswith("@@ row ")]
-    # A row ends with its last column, and the product stands alone in column E.
-    expected = [[str(cell) for cell in line] + [""] for line in sheet]
-    expected[-1][-1] = str((variant + 6) * 7)
-    got = [line + [""] * (5 - len(line)) for line in got]
+    # Rows are compared as long as they should be: one whose last cells are empty may be printed without them.
+    got = [line.removeprefix("@@ row").removeprefix(" ").split("\t") for line in lines if line.startswith("@@ row")]
+    expected = [[str(cell) for cell in line] for line in sheet]
+    got = [line + [""] * (len(sheet[0]) - len(line)) for line in got]
     if got != expected:
         raise Failed(f"wrong cells:\n  expected {expected}\n  got      {got}")
-    formulas = [formula.lower() for formula in formulas] + [f"={variant + 6}*7"]
+    formulas = [formula.lower() for formula in formulas]
     saved = [line.split()[-1].lower() for line in lines if line.startswith("@@ formula ")]
     if saved != formulas:
         raise Failed(f"wrong formulas in the saved file: expected {formulas}, got {saved}")
 
 
+def read_waits(path):
+    """When and how long the guest waited for its image: intervals of the wall clock that do not overlap, in order."""
+    began, waits = None, []
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            words = line.split()
+            if began is None:
+                began = next(int(word.removeprefix("started=")) for word in words if word.startswith("started=")) / 1e6
+            elif words and words[0] != "#" and words[-1].startswith("wait="):
+                start = began + int(words[0]) / 1e6
+                end = start + int(words[-1].removeprefix("wait=")) / 1e6
+                if waits and start <= waits[-1][1]:
+                    waits[-1][1] = max(waits[-1][1], end)
+                else:
+                    waits.append([start, end])
+    return waits
+
+
+def add_waits(figures, waits):
+    """Adds to a session how long its guest stood still for want of bytes."""
+
+    def within(start, end):
+        parts = [min(end, to) - max(start, at) for at, to in waits if at < end and to > start]
+        return sum(parts), max(parts, default=0.0)
+
+    for key in figures["keys"]:
+        total, longest = within(key["at"], key["at"] + key["s"])
+        key["waited_s"], key["longest_wait_s"] = round(total, 3), round(longest, 3)
+    first, end = figures["answered_at"], figures["started_at"] + figures["total_s"]
+    if first is not None:
+        figures["waited_before_s"] = within(0, first)[0]
+        figures["waited_after_s"], figures["longest_wait_after_s"] = within(first, end)
+        figures["most_waited_s"] = max((key["waited_s"] for key in figures["keys"][1:]), default=0.0)
+
+
 def main():
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--qmp", required=True)
+    parser.add_argument("--qmp")
+    parser.add_argument("--waits")
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--serial")
     parser.add_argument("--rest", action="store_true")
     parser.add_argument("--variant", type=int, default=0)
@@ -235,9 +292,17 @@ def main():
     except SystemExit:
         print(__doc__, file=sys.stderr)
         return 2
-    if options.rest == (options.serial is not None):
+    right = options.json and not options.qmp if options.waits else options.qmp and options.rest == (not options.serial)
+    if not right:
         print(__doc__, file=sys.stderr)
         return 2
+    if options.waits:
+        with open(options.json, encoding="utf-8") as file:
+            figures = json.load(file)
+        add_waits(figures, read_waits(options.waits))
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=1)
+        return 0
     try:
         machine = Machine(options.qmp, options.serial, options.limit)
     except OSError as error:
@@ -250,12 +315,12 @@ def main():
         if options.rest:
             machine.wait_until_still()
         else:
-            work(machine, options.variant)
+            work(machine, options.variant, options.short)
     except (Failed, OSError) as error:
         problem = str(error)
     if options.picture:
         machine.ask("screendump", filename=os.path.abspath(options.picture), format="png")
-    times = [seconds for _, seconds in machine.times]
+    times = [seconds for _, _, seconds in machine.times]
     figures = {
         "right": problem is None,
         "started_at": start,
@@ -263,7 +328,7 @@ def main():
         "first_s": times[0] if times else None,
         "longest_s": max(times[1:], default=None),
         "total_s": time.time() - start,
-        "keys": [{"key": key, "s": round(seconds, 3)} for key, seconds in machine.times],
+        "keys": [{"key": key, "at": round(at, 6), "s": round(seconds, 3)} for key, at, seconds in machine.times],
     }
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:

@@ -83,10 +83,15 @@ stage_manual() {
 # What the system tests boot; here, as the first time takes longer than a test may.
 stage_uml_kernels() { scripts/build-uml.sh all; }
 stage_qemu_build() { scripts/build-qemu.sh; }
+stage_desktop() {
+    [ "$(id -u)" = 0 ] || { echo "SKIP desktop: only root can make the system of the desktop"; return 77; }
+    scripts/install-deps.sh restore
+    scripts/desktop-point.sh --profile small
+}
 
 stage_system() { tests/system/run.sh; }
 
-stages=(dependencies format lint documentation library_alone tests model release_build c install scripts manual uml_kernels qemu_build system)
+stages=(dependencies format lint documentation library_alone tests model release_build c install scripts manual uml_kernels qemu_build desktop system)
 [ $# = 0 ] || stages=("$@")
 
 # count LOG STATUS: adds what a stage reports to the sums.

@@ -69,8 +69,11 @@ impl Link {
         Token { at: now, delivered: self.delivered, clean, filled, first_seen: false }
     }
 
-    /// Bytes of it arrived.
+    /// Bytes of it arrived. What came without any, as the holes of a published image do, says nothing of the link.
     pub fn arrive(&mut self, token: &mut Token, bytes: u64, now: Moment) {
+        if bytes == 0 {
+            return;
+        }
         if !token.first_seen {
             token.first_seen = true;
             self.round_trip_sample(now.since(token.at), token.clean, now);
@@ -83,7 +86,8 @@ impl Link {
     pub fn end(&mut self, token: Token, missing: u64, now: Moment) {
         self.in_flight = self.in_flight.saturating_sub(missing);
         let elapsed = now.since(token.at).as_secs_f64();
-        if elapsed <= 0.0 || self.delivered == token.delivered {
+        // One that brought no bytes lasted as long as a processor or a server took, and not the link.
+        if elapsed <= 0.0 || !token.first_seen {
             return;
         }
         let rate = (self.delivered - token.delivered) as f64 / elapsed;
@@ -225,5 +229,23 @@ mod tests {
         }
         assert_eq!(link.rate(), before);
         assert!(link.round_trip().unwrap() > Duration::from_millis(55), "the longer way is noticed");
+    }
+
+    #[test]
+    fn what_takes_nothing_of_the_link_tells_nothing_of_it() {
+        let (mut link, _) = run(3_125_000.0, Duration::from_millis(50), 20);
+        let before = (link.round_trip(), link.rate());
+        let now = Moment(30_000_000_000);
+        let mut data = link.start(64 << 10, now);
+        // A hole is here after some microseconds, in which a piece of something else arrives.
+        let mut hole = link.start(0, now);
+        let soon = now + Duration::from_micros(60);
+        link.arrive(&mut hole, 0, soon);
+        link.arrive(&mut data, 0, soon);
+        link.delivered += 32 << 10;
+        link.end(hole, 0, soon);
+        assert_eq!((link.round_trip(), link.rate()), before);
+        link.arrive(&mut data, 64 << 10, now + Duration::from_millis(40));
+        assert_eq!(link.round_trip(), Some(Duration::from_millis(40)), "a fetch is measured by its first byte");
     }
 }

@@ -243,3 +243,70 @@ fn a_file_that_cannot_be_written_is_said() {
     let left: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), sessions.len() + 1, "{left:?}");
 }
+
+#[test]
+fn guests_that_were_held_are_drawn_beside_what_was_said_of_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let (sessions, _) = learnt(directory.path());
+    let (picture, figures) = (directory.path().join("h.svg"), directory.path().join("h.json"));
+    let mut arguments =
+        vec!["replay", "--leave-one-out", "--rate", "5mbit", "--hold", "up-to=20s,every=5s,for=5s,risk=50%"];
+    arguments.extend(["--hold-svg", picture.to_str().unwrap(), "--hold-json", figures.to_str().unwrap(), "--trace"]);
+    let output = vmstream(&arguments, &sessions);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("risk of a stall in 5 s") && table.contains("--wait risk=50%:"), "{table}");
+    let said = texts(&picture);
+    for part in ["said of 3 guests", "link of 5.0 Mbit/s and 50 ms", "within 5 s", "held for so many seconds"] {
+        assert!(has(&said, part), "no {part:?} in {said:?}");
+    }
+    let written: serde_json::Value = serde_json::from_slice(&fs::read(&figures).unwrap()).unwrap();
+    let holds = written["holds"].as_array().unwrap();
+    assert_eq!(holds.len(), 5);
+    assert_eq!(written["trials"].as_array().unwrap().len(), 15);
+    let held: Vec<_> = holds.iter().map(|row| row["held_s"].as_f64().unwrap()).collect();
+    assert_eq!(held, [0.0, 5.0, 10.0, 15.0, 20.0]);
+    assert_eq!(holds[0]["stalled"], 1.0, "nobody has anything at the start");
+    // Two lines in each of two panels, with a point for each hold.
+    assert_eq!(fs::read_to_string(&picture).unwrap().matches("<circle").count(), 4 * holds.len());
+    let first = fs::read(&picture).unwrap();
+    succeed(&arguments, &sessions);
+    assert!(fs::read(&picture).unwrap() == first, "the same trials give the same bytes");
+
+    // A session in which nothing is done.
+    let empty = session(directory.path(), "empty.vmtrace", "# vmtrace 1 size=8192 block=4096\n");
+    let svg = ["replay", "--hold", "up-to=1s", "--hold-svg", picture.to_str().unwrap(), "--trace"];
+    succeed(&svg, &[empty]);
+    assert!(has(&texts(&picture), "no guest does anything"));
+}
+
+#[test]
+fn a_machine_that_was_held_is_drawn() {
+    let directory = tempfile::tempdir().unwrap();
+    let picture = directory.path().join("r.svg");
+    let mut text = String::new();
+    for second in 0..20 {
+        let status =
+            format!(r#"{{"size": 20, "resident_bytes": {second}, "stall_risk": {}}}"#, 1.0 - f64::from(second) / 20.0);
+        text += &format!("{{\"at_s\": {second}, \"status\": {status}}}\n");
+    }
+    text +=
+        "{\"at_s\": 8, \"event\": \"online\"}\n{\"at_s\": 8.5, \"answer_s\": 2.5}\n{\"at_s\": 12, \"answer_s\": 0.1}\n";
+    text += "{\"at_s\": 15, \"event\": \"origin stopped\"}\n";
+    let record = session(directory.path(), "record", &text);
+    let draw = ["inspect", "--run", "--svg", picture.to_str().unwrap()];
+    let output = vmstream(&draw, std::slice::from_ref(&record));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(lines.contains("on-line    after 8.0 s; the risk said last was 60.0 %"), "{lines}");
+    assert!(lines.contains("answers    2, the longest after 2.50 s, 1 after more than a second"), "{lines}");
+    let said = texts(&picture);
+    for part in ["A machine that was held: record", "on-line after 8 s; the first of 2 answers took 2.50 s", "Reality:"]
+    {
+        assert!(has(&said, part), "no {part:?} in {said:?}");
+    }
+    assert_eq!(fs::read_to_string(&picture).unwrap().matches("<circle").count(), 2, "an answer is a point");
+    // What is no record is refused with the line in which it shows.
+    let broken = session(directory.path(), "broken", &format!("{text}nonsense\n"));
+    assert!(fail(&draw, &[broken]).contains("line 25"));
+    assert!(fail(&draw, &[directory.path().join("none")]).contains("no such file"));
+}

@@ -168,6 +168,27 @@ fn recording_that_is_off_leaves_nothing_and_neither_does_an_image_that_nobody_us
 }
 
 #[test]
+fn a_session_that_is_held_back_is_written_whole_once_it_is_kept_and_never_else() {
+    let root = tempfile::tempdir().unwrap();
+    let sessions = root.path().join("sessions");
+    for kept in [false, true] {
+        let image = open(root.path(), &[]);
+        image.hold_session();
+        image.read_at(0, &mut [0; 10]).unwrap();
+        image.mark("ready");
+        if kept {
+            image.keep_session();
+            image.read_at(BLOCK, &mut [0; 10]).unwrap();
+        }
+        image.close().unwrap();
+        assert_eq!(sessions.exists(), kept);
+    }
+    let recording = only(root.path());
+    assert_eq!(asked(&recording), [(Op::Read, 0, 10), (Op::Read, BLOCK, 10)]);
+    assert_eq!(recording.session.marks.len(), 1);
+}
+
+#[test]
 fn a_session_is_in_its_file_while_it_goes_on() {
     let root = tempfile::tempdir().unwrap();
     let image = Image::open([

@@ -47,6 +47,11 @@
  */
 #define AGAIN_MS 1
 
+/* How long a thread whose client has gone, or whose server ends, waits for
+ * another one to have answered.
+ */
+#define LEAVE_MS 1000
+
 /* The most that an NBD client may send to a server that has not named a
  * limit; more than one such request in memory per thread would be a burden.
  */
@@ -56,6 +61,7 @@
 NBDKIT_DLL_PUBLIC int vmstream_debug_log = 0;
 
 static struct vms_image *image;
+static pthread_key_t leaving_key;
 static bool read_only;
 static const char *url, *cache_path;
 
@@ -90,10 +96,26 @@ log_message (void *user_data, int32_t level, const char *message)
 
 /* ---- Configuration ---- */
 
+static void thread_has_left (void *);
+
+static void
+vmstream_load (void)
+{
+  int err = pthread_key_create (&leaving_key, thread_has_left);
+
+  if (err != 0) {
+    errno = err;
+    nbdkit_error ("pthread_key_create: %m");
+    exit (EXIT_FAILURE);
+  }
+}
+
 static void
 vmstream_unload (void)
 {
   size_t i;
+
+  pthread_key_delete (leaving_key);
 
   for (i = 0; i < nr_options; ++i)
     free (options[i]);
@@ -315,11 +337,123 @@ vmstream_cleanup (void)
 
 /* ---- Connections ---- */
 
+/* nbdkit 1.32, which Debian 12 has, ends with a failed assertion when two
+ * threads answer a client that has gone: the one that notices closes the
+ * socket, and the other, which had asked before whether it is open, sends.
+ * Requests that wait for the network all notice at the same time.  So the
+ * threads of a connection leave one after the other.  Those that had not to
+ * wait are as they are in all plugins: see BUGS in the manual page.
+ */
+struct connection {
+  pthread_mutex_t lock;
+  pthread_cond_t left;
+  bool leaving;   /* a thread may be sending its last answer */
+  unsigned users; /* nbdkit, and the thread that is leaving */
+};
+
+/* The clock of the timed waits below. */
+static void
+init_condition (pthread_cond_t *condition)
+{
+  pthread_condattr_t attr;
+
+  pthread_condattr_init (&attr);
+  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
+  pthread_cond_init (condition, &attr);
+  pthread_condattr_destroy (&attr);
+}
+
+static struct timespec
+in_ms (long ms)
+{
+  struct timespec time;
+
+  clock_gettime (CLOCK_MONOTONIC, &time);
+  time.tv_sec += ms / 1000;
+  time.tv_nsec += ms % 1000 * 1000000L;
+  if (time.tv_nsec >= 1000000000L) {
+    time.tv_sec++;
+    time.tv_nsec -= 1000000000L;
+  }
+  return time;
+}
+
 static void *
 vmstream_open (int readonly)
 {
+  struct connection *connection = malloc (sizeof *connection);
+
   (void) readonly; /* nbdkit itself lets no write through then */
-  return NBDKIT_HANDLE_NOT_NEEDED;
+  if (connection == NULL) {
+    nbdkit_error ("malloc: %m");
+    return NULL;
+  }
+  pthread_mutex_init (&connection->lock, NULL);
+  init_condition (&connection->left);
+  connection->leaving = false;
+  connection->users = 1;
+  return connection;
+}
+
+/* To be called with the lock held, which it releases. */
+static void
+release_connection (struct connection *connection)
+{
+  bool last = --connection->users == 0;
+
+  pthread_mutex_unlock (&connection->lock);
+  if (last) {
+    pthread_cond_destroy (&connection->left);
+    pthread_mutex_destroy (&connection->lock);
+    free (connection);
+  }
+}
+
+static void
+vmstream_close (void *handle)
+{
+  struct connection *connection = handle;
+
+  pthread_mutex_lock (&connection->lock);
+  release_connection (connection);
+}
+
+/* Before a thread answers a client that has gone or whose server ends.  nbdkit
+ * ends such a thread after its answer, and so lets the next one go on.  Should
+ * it not, because the client reads no answers, nobody waits for long.
+ */
+static void
+leave (struct connection *connection)
+{
+  const struct timespec limit = in_ms (LEAVE_MS);
+
+  if (pthread_getspecific (leaving_key) != NULL)
+    return; /* the client had sent more */
+  pthread_mutex_lock (&connection->lock);
+  while (connection->leaving &&
+         pthread_cond_timedwait (&connection->left, &connection->lock,
+                                 &limit) != ETIMEDOUT)
+    ;
+  if (!connection->leaving &&
+      pthread_setspecific (leaving_key, connection) == 0) {
+    connection->leaving = true;
+    connection->users++;
+  }
+  pthread_mutex_unlock (&connection->lock);
+}
+
+/* At the end of the thread, which may be that of the connection as well, and
+ * then come after vmstream_close.
+ */
+static void
+thread_has_left (void *value)
+{
+  struct connection *connection = value;
+
+  pthread_mutex_lock (&connection->lock);
+  connection->leaving = false;
+  pthread_cond_signal (&connection->left);
+  release_connection (connection);
 }
 
 static int64_t
@@ -432,15 +566,11 @@ static struct request *
 new_request (int32_t op, uint64_t offset, uint64_t length)
 {
   struct request *request = malloc (sizeof *request);
-  pthread_condattr_t attr;
 
   if (request == NULL)
     return NULL;
   pthread_mutex_init (&request->lock, NULL);
-  pthread_condattr_init (&attr);
-  pthread_condattr_setclock (&attr, CLOCK_MONOTONIC);
-  pthread_cond_init (&request->changed, &attr);
-  pthread_condattr_destroy (&attr);
+  init_condition (&request->changed);
   request->state = WAITING;
   request->op = op;
   request->result = 0;
@@ -488,40 +618,46 @@ on_ready (void *user_data, uint64_t tag, int32_t result)
   free_request (request);
 }
 
+/* Whether the client has gone, or the server ends. */
+static bool
+nobody_waits (void)
+{
+  /* Sleeping for no time at all only asks whether it is worth it. */
+  return nbdkit_nanosleep (0, 0) == -1;
+}
+
 /* Waits for the completion.  A dead link may keep it away for ever, and then
  * neither the end of the client nor that of the server must wait for it.
  */
 static int
-wait_for (struct request *request)
+wait_for (struct connection *connection, struct request *request)
 {
-  struct timespec look;
-  bool leave = false;
-  int result;
+  bool gone = false;
+  int result = -ESHUTDOWN;
 
   pthread_mutex_lock (&request->lock);
-  while (request->state == WAITING && !leave) {
-    clock_gettime (CLOCK_MONOTONIC, &look);
-    look.tv_nsec += LOOK_MS * 1000000L;
-    if (look.tv_nsec >= 1000000000L) {
-      look.tv_sec++;
-      look.tv_nsec -= 1000000000L;
-    }
+  while (request->state == WAITING && !gone) {
+    const struct timespec look = in_ms (LOOK_MS);
+
     if (pthread_cond_timedwait (&request->changed, &request->lock,
                                 &look) == ETIMEDOUT) {
-      /* Sleeping for no time at all only asks whether it is worth it. */
       pthread_mutex_unlock (&request->lock);
-      leave = nbdkit_nanosleep (0, 0) == -1;
+      gone = nobody_waits ();
       pthread_mutex_lock (&request->lock);
     }
   }
   if (request->state == WAITING) {
     request->state = ABANDONED;
     pthread_mutex_unlock (&request->lock);
-    return -ESHUTDOWN;
   }
-  result = request->result;
-  pthread_mutex_unlock (&request->lock);
-  free_request (request);
+  else {
+    result = request->result;
+    pthread_mutex_unlock (&request->lock);
+    free_request (request);
+    gone = gone || nobody_waits ();
+  }
+  if (gone)
+    leave (connection);
   return result;
 }
 
@@ -533,7 +669,8 @@ wait_for (struct request *request)
  * than the threads of 17 connections.
  */
 static int
-acquire (int32_t op, uint64_t offset, uint64_t length)
+acquire (struct connection *connection, int32_t op, uint64_t offset,
+         uint64_t length)
 {
   struct request *request = new_request (op, offset, length);
   int answer;
@@ -544,10 +681,11 @@ acquire (int32_t op, uint64_t offset, uint64_t length)
     answer = vms_block_needed (image, op, offset, length,
                                (uint64_t) (uintptr_t) request);
     if (answer == VMS_PENDING)
-      return wait_for (request);
+      return wait_for (connection, request);
     if (answer != -EAGAIN)
       break;
     if (nbdkit_nanosleep (0, AGAIN_MS * 1000000) == -1) {
+      leave (connection);
       answer = -ESHUTDOWN;
       break;
     }
@@ -573,9 +711,9 @@ failed (int error, const char *what, uint64_t count, uint64_t offset)
 }
 
 static int
-flush (void)
+flush (struct connection *connection)
 {
-  int r = acquire (VMS_FLUSH, 0, 0);
+  int r = acquire (connection, VMS_FLUSH, 0, 0);
 
   return r < 0 ? failed (r, "make durable", vms_size (image), 0) : 0;
 }
@@ -583,9 +721,8 @@ flush (void)
 static int
 vmstream_flush (void *handle, uint32_t flags)
 {
-  (void) handle;
   (void) flags;
-  return flush ();
+  return flush (handle);
 }
 
 static int
@@ -597,9 +734,8 @@ vmstream_pread (void *handle, void *buffer, uint32_t count, uint64_t offset,
   uint32_t left = count;
   int r;
 
-  (void) handle;
   (void) flags;
-  r = acquire (VMS_READ, offset, count);
+  r = acquire (handle, VMS_READ, offset, count);
   if (r < 0)
     return failed (r, "read", count, offset);
   while (left > 0) {
@@ -640,15 +776,14 @@ vmstream_pwrite (void *handle, const void *buffer, uint32_t count,
 {
   int r;
 
-  (void) handle;
-  r = acquire (VMS_WRITE, offset, count);
+  r = acquire (handle, VMS_WRITE, offset, count);
   if (r < 0)
     return failed (r, "write", count, offset);
   r = write_local (buffer, count, offset);
   vms_block_done (image, VMS_WRITE, offset, count, r);
   if (r < 0)
     return failed (r, "write", count, offset);
-  return flags & NBDKIT_FLAG_FUA ? flush () : 0;
+  return flags & NBDKIT_FLAG_FUA ? flush (handle) : 0;
 }
 
 /* Returns 0 or a negative errno: -EOPNOTSUPP where the local file system can
@@ -691,8 +826,7 @@ vmstream_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
   int r;
 
-  (void) handle;
-  r = acquire (VMS_DISCARD, offset, count);
+  r = acquire (handle, VMS_DISCARD, offset, count);
   if (r < 0)
     return failed (r, "zero", count, offset);
   r = zero_fast (flags & NBDKIT_FLAG_MAY_TRIM, count, offset);
@@ -705,7 +839,7 @@ vmstream_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
   }
   if (r < 0)
     return failed (r, "zero", count, offset);
-  return flags & NBDKIT_FLAG_FUA ? flush () : 0;
+  return flags & NBDKIT_FLAG_FUA ? flush (handle) : 0;
 }
 
 /* A hint, so nothing is fetched for it: what does not fill a block stays. */
@@ -717,11 +851,10 @@ vmstream_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
   uint64_t end = offset + count;
   int r;
 
-  (void) handle;
   if (end < size) /* the last block may be a short one */
     end = end / block * block;
   if (begin < end) {
-    r = acquire (VMS_DISCARD, begin, end - begin);
+    r = acquire (handle, VMS_DISCARD, begin, end - begin);
     if (r < 0)
       return failed (r, "trim", end - begin, begin);
     r = zero_fast (true, end - begin, begin);
@@ -729,7 +862,7 @@ vmstream_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
     if (r < 0 && r != -EOPNOTSUPP)
       return failed (r, "trim", end - begin, begin);
   }
-  return flags & NBDKIT_FLAG_FUA ? flush () : 0;
+  return flags & NBDKIT_FLAG_FUA ? flush (handle) : 0;
 }
 
 /* The client says that it will read: the blocks come, nothing is copied.  It
@@ -741,9 +874,8 @@ vmstream_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
   int r;
 
-  (void) handle;
   (void) flags;
-  r = acquire (VMS_READ, offset, count);
+  r = acquire (handle, VMS_READ, offset, count);
   return r < 0 ? failed (r, "cache", count, offset) : 0;
 }
 
@@ -803,6 +935,7 @@ static struct nbdkit_plugin plugin = {
   .longname           = "nbdkit vmstream plugin",
   .version            = HEADER_VERSION,
   .description        = "serve a disk image that still lies on a web server",
+  .load               = vmstream_load,
   .unload             = vmstream_unload,
   .config             = vmstream_config,
   .config_complete    = vmstream_config_complete,
@@ -813,6 +946,7 @@ static struct nbdkit_plugin plugin = {
   .after_fork         = vmstream_after_fork,
   .cleanup            = vmstream_cleanup,
   .open               = vmstream_open,
+  .close              = vmstream_close,
   .get_size           = vmstream_get_size,
   .block_size         = vmstream_block_size,
   .export_description = vmstream_export_description,

@@ -10,249 +10,45 @@
 //! workers are inside the network. The *syncer* owns the journal and the file in which the session is recorded.
 
 mod blocks;
+mod clock;
 mod follower;
 mod holes;
 mod landing;
+mod shared;
 mod syncer;
 mod worker;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, unbounded};
+use crossbeam::channel::unbounded;
 
-use crate::config::{Config, ModelChoice};
+use crate::config::Config;
 use crate::counters::Counters;
-use crate::error::{Error, Result, errno};
-use crate::gate::{ENGINE_SEAT, Gate, Op, Reply};
-use crate::notify::{Completion, Notifier};
-use crate::planner::{Action, Cargo, Class, Event, FetchId, Planner, RequestId};
+use crate::error::{Error, Result};
+use crate::gate::Gate;
+use crate::notify::Notifier;
+use crate::planner::Planner;
 use crate::session::{Recorder, Writer};
 use crate::source::Source;
 use crate::store::{Journal, Store};
 use crate::sys::with_signals_blocked;
 use crate::time::Moment;
 pub(crate) use follower::Follower;
+pub(crate) use shared::Shared;
+use shared::{Answer, Core, Job, NEVER, lock};
 use syncer::SyncJob;
 
-/// How long notes of hits may wait while they keep coming.
-const NOTES_BATCH: Duration = Duration::from_millis(5);
 /// So much that arrived is made durable at once, not at the next checkpoint, in bytes: on a fast link the disk is kept
 /// busy while bytes arrive, where it would else wait for a second and then hold up everybody.
 const FRESH_MAX: u64 = 64 << 20;
 /// How long the end waits for callers to leave the gate, once they have their answers.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
-/// Deadline that never comes.
-const NEVER: Moment = Moment(u64::MAX);
 /// Stack of a library thread, in bytes: TLS handshakes need the most.
 const STACK_BYTES: usize = 512 << 10;
-
-/// A fetch for a worker.
-#[derive(Debug)]
-struct Job {
-    fetch: FetchId,
-    cargo: Cargo,
-}
-
-/// An answer to give once the core's lock is released.
-type Answer = (Reply, i32);
-
-/// Everything that policy decides on. One owner at a time: whoever holds the lock.
-struct Core {
-    planner: Planner,
-    requests: u64,
-    replies: HashMap<RequestId, Reply>,
-    jobs: VecDeque<Job>,
-    actions: Vec<Action>,
-    /// When the engine thread will look again by itself.
-    engine_wakes: Moment,
-    /// When what arrived shall be made durable.
-    checkpoint_at: Option<Moment>,
-    /// Bytes that arrived since somebody last asked for that.
-    fresh: u64,
-    notes_seen: bool,
-    /// What the guest does, on its way to the syncer.
-    recorder: Recorder,
-}
-
-impl Core {
-    /// A demand overtakes what nobody waits for.
-    fn enqueue(&mut self, job: Job, class: Class) {
-        match class {
-            Class::Demand => self.jobs.push_front(job),
-            Class::Prefetch | Class::Fill => self.jobs.push_back(job),
-        }
-    }
-}
-
-/// What all threads of an image share.
-pub(crate) struct Shared {
-    pub gate: Gate,
-    pub store: Store,
-    pub source: Box<dyn Source>,
-    pub counters: Counters,
-    notifier: Notifier,
-    core: Mutex<Core>,
-    /// Length of the job queue, to look at without the lock.
-    jobs: AtomicUsize,
-    sync: Sender<SyncJob>,
-    /// Number of workers.
-    lanes: usize,
-    /// The planner knows where the image has holes, or nobody ever will.
-    holes_known: AtomicBool,
-    closing: AtomicBool,
-    /// The engine thread's deadlines have changed since it looked.
-    poked: AtomicBool,
-    checkpoint: Duration,
-    last_error: Mutex<Option<String>>,
-}
-
-/// A lock that outlives a panic: the callback of an embedder must not take the image down with it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shared {
-    /// One turn of the planner: takes in what the gate has, decides, and leaves fetches in the job queue and answers in
-    /// `answers`.
-    fn turn(&self, core: &mut Core, event: Option<Event>, answers: &mut Vec<Answer>) {
-        let now = Moment::now();
-        let mut actions = std::mem::take(&mut core.actions);
-        if let Some(event) = event {
-            core.planner.on(event, now, &self.gate, &mut actions);
-        }
-        if self.gate.take_attention() {
-            core.planner.on(Event::WritesEnded, now, &self.gate, &mut actions);
-        }
-        while let Some(note) = self.gate.next_note() {
-            let request = Planner::request(self.gate.geometry(), note.op, note.offset, note.length, now);
-            core.planner.on(Event::Touched(request), now, &self.gate, &mut actions);
-            core.recorder.touched(note.op, note.offset, note.length, note.at);
-            core.notes_seen = true;
-            core.checkpoint_at.get_or_insert(now + self.checkpoint);
-        }
-        core.recorder.missed(self.gate.take_lost_notes());
-        let canceled = self.gate.is_closed();
-        if canceled {
-            answers.extend(core.replies.drain().map(|(_, reply)| (reply, -errno::ECANCELED)));
-            core.jobs.clear();
-            core.recorder.all_answered(now);
-        }
-        while let Some(miss) = self.gate.next_miss() {
-            self.counters.misses.add(1);
-            if canceled {
-                answers.push((miss.reply, -errno::ECANCELED));
-                continue;
-            }
-            if miss.op == Op::Flush {
-                self.counters.flushes.add(1);
-                if self.sync.send(SyncJob::Flush(miss.reply)).is_err() {
-                    answers.push((miss.reply, -errno::ECANCELED));
-                }
-                continue;
-            }
-            core.requests += 1;
-            let id = RequestId(core.requests);
-            core.replies.insert(id, miss.reply);
-            core.recorder.asked(id.0, miss.op, miss.offset, miss.length, now);
-            let request = Planner::request(self.gate.geometry(), miss.op, miss.offset, miss.length, now);
-            self.gate.states.touch(request.touched);
-            core.planner.on(Event::Needed(id, request), now, &self.gate, &mut actions);
-        }
-        if !canceled {
-            core.planner.plan(now, &self.gate, &mut actions);
-        }
-        for action in actions.drain(..) {
-            match action {
-                Action::Complete(id, result) => {
-                    answers.extend(core.replies.remove(&id).map(|reply| (reply, result)));
-                    core.recorder.answered(id.0, now);
-                }
-                Action::Fetch(fetch, range, class) => core.enqueue(Job { fetch, cargo: Cargo::Range(range) }, class),
-                Action::FetchFrames(fetch, frames, class) => {
-                    core.enqueue(Job { fetch, cargo: Cargo::Frames(frames) }, class);
-                }
-            }
-        }
-        core.actions = actions;
-        self.jobs.store(core.jobs.len(), Ordering::Release);
-        let events = core.recorder.take_due(now);
-        if !events.is_empty() {
-            let _ = self.sync.send(SyncJob::Record(events)); // fails only while the image is closing
-        }
-        if self.deadline(core) < core.engine_wakes {
-            core.engine_wakes = now; // it will set this itself
-            self.poke_engine();
-        }
-    }
-
-    /// Changes the planner, between two turns, and has it decide anew.
-    fn change(&self, change: impl FnOnce(&mut Planner)) {
-        change(&mut lock(&self.core).planner);
-        self.poke_engine();
-    }
-
-    /// Has the engine thread look at its deadlines again, also when it is just about to fall asleep.
-    fn poke_engine(&self) {
-        self.poked.store(true, Ordering::SeqCst);
-        self.gate.signal.ring_seat(ENGINE_SEAT);
-    }
-
-    /// When the engine thread has something to do even if nothing happens. The planner wants no more turns once nobody
-    /// waits for one.
-    fn deadline(&self, core: &Core) -> Moment {
-        let planner = if self.gate.is_closed() { None } else { core.planner.deadline() };
-        [planner, core.checkpoint_at, core.recorder.deadline()].into_iter().flatten().min().unwrap_or(NEVER)
-    }
-
-    /// Gives answers. Never under the core's lock: a callback may take its time or call the gate.
-    fn answer(&self, answers: &mut Vec<Answer>) {
-        for (reply, result) in answers.drain(..) {
-            self.gate.completed();
-            match reply {
-                Reply::Place(place) => self.gate.answer(place, result),
-                Reply::Tag(tag) => self.notifier.notify(Completion { tag, result }),
-            }
-        }
-    }
-
-    /// Runs the body of a thread. A panic there is a defect of ours: it must not leave a guest waiting for ever, so the
-    /// image is given up and everything that waits is answered with -ENOTRECOVERABLE.
-    fn shielded(&self, body: impl FnOnce()) {
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_ok() {
-            return;
-        }
-        self.report(log::Level::Error, "internal error in a streaming thread; the image is given up".to_owned());
-        self.gate.close();
-        self.closing.store(true, Ordering::SeqCst);
-        let mut answers: Vec<Answer> = Vec::new();
-        {
-            let mut core = lock(&self.core);
-            answers.extend(core.replies.drain().map(|(_, reply)| (reply, -errno::ENOTRECOVERABLE)));
-            while let Some(miss) = self.gate.next_miss() {
-                answers.push((miss.reply, -errno::ENOTRECOVERABLE));
-            }
-        }
-        self.answer(&mut answers);
-        self.gate.signal.ring_all();
-    }
-
-    fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
-    }
-
-    /// Remembers and logs an error.
-    fn report(&self, level: log::Level, message: String) {
-        let mut last = lock(&self.last_error);
-        // What every connection meets at the same moment is said once.
-        let level = if last.as_ref() == Some(&message) { log::Level::Debug } else { level };
-        log::log!(level, "{message}");
-        *last = Some(message);
-    }
-}
 
 /// The syncer's thread; it hands the journal back, and says how the last sync went.
 type Syncer = JoinHandle<(Journal, Result<()>)>;
@@ -267,21 +63,27 @@ pub(crate) struct Engine {
     own: Mutex<Vec<ThreadId>>,
 }
 
+/// What an engine is made of.
+pub(crate) struct Parts {
+    pub gate: Gate,
+    pub store: Store,
+    pub journal: Journal,
+    pub source: Box<dyn Source>,
+    pub notifier: Notifier,
+    /// For the record of the session, which begins when the engine does.
+    pub writer: Option<Writer>,
+    /// The fill waits for the first foresight. There must be a [`Follower`] then, whose end lets it begin at the latest.
+    pub hold_fill: bool,
+}
+
 impl Engine {
-    /// Starts the threads. `writer` is for the record of the session, which begins now.
-    pub fn start(
-        gate: Gate,
-        store: Store,
-        journal: Journal,
-        source: Box<dyn Source>,
-        notifier: Notifier,
-        writer: Option<Writer>,
-        config: &Config,
-    ) -> Result<Self> {
+    /// Starts the threads.
+    pub fn start(parts: Parts, config: &Config) -> Result<Self> {
+        let Parts { gate, store, journal, source, notifier, writer, hold_fill } = parts;
         let (sync, sync_jobs) = unbounded();
         let now = Moment::now();
         let mut planner = Planner::new(gate.geometry(), config, now.0);
-        if source.published().is_some() && config.model == ModelChoice::Auto {
+        if hold_fill {
             planner.hold_fill();
         }
         let core = Core {
@@ -323,7 +125,7 @@ impl Engine {
             engine.keep(spawn("vms-fetch", move || shared.shielded(|| worker::run(&shared, lane)))?);
         }
         let shared = engine.shared.clone();
-        engine.keep(spawn("vms-engine", move || shared.shielded(|| run(&shared)))?);
+        engine.keep(spawn("vms-engine", move || shared.shielded(|| clock::run(&shared)))?);
         Ok(engine)
     }
 
@@ -350,6 +152,12 @@ impl Engine {
     /// Names this moment in the record of the session, if there is one.
     pub fn mark(&self, name: &str) {
         lock(&self.shared.core).recorder.mark(name, Moment::now());
+        self.shared.poke_engine();
+    }
+
+    /// Whether the record of the session is kept back in memory until it is known that it becomes one.
+    pub fn hold_record(&self, held: bool) {
+        lock(&self.shared.core).recorder.hold_back(held);
         self.shared.poke_engine();
     }
 
@@ -449,51 +257,4 @@ impl Drop for Engine {
 fn spawn<T: Send + 'static>(name: &str, body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
     let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
     with_signals_blocked(|| builder.spawn(body)).map_err(|e| Error::io(format_args!("cannot start thread {name}"), e))
-}
-
-/// The engine thread: time, notes, and misses that find no idle worker.
-fn run(shared: &Shared) {
-    let mut answers = Vec::new();
-    while !shared.is_closing() {
-        let (wakes, notes_seen) = {
-            let mut core = lock(&shared.core);
-            let core = &mut *core;
-            core.engine_wakes = Moment(0); // awake: no need to ring
-            shared.poked.store(false, Ordering::SeqCst);
-            shared.turn(core, None, &mut answers);
-            let now = Moment::now();
-            if core.checkpoint_at.is_some_and(|at| at <= now) {
-                core.checkpoint_at = None;
-                core.fresh = 0;
-                if shared.gate.states.has_dirty() {
-                    let _ = shared.sync.send(SyncJob::Checkpoint);
-                }
-                core.planner.look_for_gaps();
-            }
-            let mut wakes = shared.deadline(core);
-            let notes_seen = std::mem::take(&mut core.notes_seen);
-            if notes_seen {
-                wakes = wakes.min(now + NOTES_BATCH);
-            }
-            core.engine_wakes = wakes;
-            (wakes, notes_seen)
-        };
-        shared.answer(&mut answers);
-        for _ in 0..shared.jobs.load(Ordering::Acquire) {
-            shared.gate.signal.ring();
-        }
-        if !notes_seen {
-            shared.gate.want_notes();
-        }
-        let limit = (wakes != NEVER).then(|| wakes.since(Moment::now()));
-        if limit == Some(Duration::ZERO) {
-            continue;
-        }
-        shared.gate.signal.sleep(ENGINE_SEAT, limit, || {
-            shared.gate.has_work()
-                || shared.poked.load(Ordering::SeqCst)
-                || (!notes_seen && shared.gate.has_notes())
-                || shared.is_closing()
-        });
-    }
 }

@@ -121,18 +121,17 @@ impl Frames for Index {
     }
 
     fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie> {
-        let wrong = |lie: Lie| if lie.is_missing() { lie } else { Lie::new(format!("frame {frame}: {lie}")) };
-        let short = || Lie::new(format!("frame {frame}: has {} bytes, not those of the index", bytes.len()));
+        let short = || Lie::new(format!("has {} bytes, not those of the index", bytes.len()));
         if bytes.len() as u64 != self.wire_bytes(frame..frame.saturating_add(1)) {
             return Err(short());
         }
         let (proof, packed) = bytes.split_at_checked(self.proof_bytes(frame) as usize).ok_or_else(short)?;
-        take_proof(proof, tree).map_err(wrong)?;
-        let blocks = inflate(packed, self.raw_bytes(frame)).map_err(wrong)?;
+        take_proof(proof, tree)?;
+        let blocks = inflate(packed, self.raw_bytes(frame))?;
         let geometry = self.geometry;
         for (run, bytes) in parts(geometry, self.runs(frame), &blocks) {
             let each = bytes.chunks(geometry.block_bytes() as usize);
-            run.iter().zip(each).try_for_each(|(block, bytes)| tree.check(block, bytes)).map_err(wrong)?;
+            run.iter().zip(each).try_for_each(|(block, bytes)| tree.check(block, bytes))?;
         }
         parts(geometry, self.runs(frame), &blocks).for_each(|(run, bytes)| out(run, bytes));
         Ok(())

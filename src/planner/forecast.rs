@@ -13,9 +13,17 @@
 //! a slow link. Learnt from two thirds of them it is right about the third on the fast link; on the slow one, where a
 //! moment without a stall is rare, it says too little of the low risks.
 //!
+//! *Of a guest that has not begun*, or that is held back, the remembered sessions alone are heard, as they are. It has no past to
+//! be weighed: that it does not stall while it stands still says nothing, nor does its clock go on. And what made the
+//! samples too sure of themselves, that they share one guess of where the guest is, is not so: all of
+//! them stand at their beginning, each as likely as the others, and what only one of them knows stands for what this one will
+//! have alone. So the share of them that would stall is the risk. That is what `--wait` goes by. It takes for granted that
+//! the guest will be as fast as those learnt from, since nobody has seen it go.
+//!
 //! *On a link that is dead*, as long as fetches fail on end, nothing of that is promised: what is needed is taken for late,
 //! the worse of the two views counts, and nobody can tell when the guest will be calm or the image complete.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::habits::Habits;
@@ -26,6 +34,7 @@ use crate::link::{Link, QUEUE_TARGET};
 use crate::predictor::{Conditions, Expectation, Prospects};
 use crate::stats::{Forecast, STALL};
 use crate::time::Moment;
+use crate::tree::Tree;
 
 /// What a guest usually asks for at a time, in bytes: with it an unforeseen wait is guessed before any was seen.
 const DEMAND_BYTES: f64 = 64e3;
@@ -67,11 +76,15 @@ pub struct Outlook {
     failing: bool,
     /// The present wait is counted in when it is a stall already.
     habits: Habits,
+    /// The guest has done something.
+    begun: bool,
     /// How long the guest has been quiet, in seconds.
     quiet_s: f64,
     /// How long the guest has been waiting for bytes by now.
     waiting: Duration,
     expectation: Option<Expectation>,
+    /// Where the holes are, for which nothing comes over the link; `None` where nobody knows.
+    tree: Option<Arc<Tree>>,
 }
 
 impl Planner {
@@ -90,11 +103,19 @@ impl Planner {
             filling: self.fill_on,
             ahead: self.prefetch == Prefetch::Readahead,
             failing: self.backoff.failing(),
+            begun: habits.has_begun(),
             habits,
             quiet_s: if self.demand.len() > 0 { 0.0 } else { habits.quiet_s(now) },
             waiting,
             expectation: self.foresight.as_ref().and_then(|foresight| foresight.expectation()),
+            tree: self.tree.clone(),
         }
+    }
+
+    /// The same of a guest that is held back and would go on now. What touched the image so far was its monitor, to bring it
+    /// to where it stands.
+    pub fn outlook_held(&self, now: Moment) -> Outlook {
+        Outlook { habits: Habits::default(), quiet_s: 0.0, waiting: Duration::ZERO, ..self.outlook(now) }
     }
 }
 
@@ -104,20 +125,24 @@ fn demand_s(link: &Link) -> f64 {
 }
 
 impl Outlook {
-    /// What is to be expected within `horizon`, while `missing_bytes` of the image are not here; `calm_risk` is the risk,
+    /// What is to be expected within `horizon`, while `missing_bytes` of the image, holes included, are not here; `calm_risk` is the risk,
     /// from 0 to 1, that [`Forecast::calm_in`] is about.
     pub fn forecast(&self, horizon: Duration, calm_risk: f64, missing_bytes: u64, blocks: &dyn Blocks) -> Forecast {
-        let complete_in = match missing_bytes {
+        let to_come = match &self.tree {
+            Some(_) => self.absent(self.geometry.all(), blocks),
+            None => missing_bytes,
+        };
+        let complete_in = match to_come {
             0 => Some(Duration::ZERO),
             _ if self.failing => None,
             bytes => Duration::try_from_secs_f64(bytes as f64 / self.rate).ok(),
         };
-        let prospects = self.prospects(horizon, missing_bytes, blocks);
+        let prospects = self.prospects(horizon, to_come, blocks);
         let own_risk = 1.0 - (-self.habits.stalls_a_second() * horizon.as_secs_f64()).exp();
         let own_stood_s = horizon.as_secs_f64() * self.habits.share_waited();
         let weighed = |prospects: &Prospects, head_start_s| self.weigh(prospects.risk(head_start_s), own_risk);
         let (stall_risk, stood_s) = match &prospects {
-            _ if missing_bytes == 0 => (0.0, 0.0),
+            _ if to_come == 0 => (0.0, 0.0),
             // It is happening, and goes on for as long as nothing arrives.
             _ if self.waiting > STALL && self.failing => (1.0, horizon.as_secs_f64()),
             // Or for nobody knows how long: at least what is foreseen, or the share of its time that it has stood.
@@ -128,7 +153,7 @@ impl Outlook {
         };
         let head_start = prospects.as_ref().and_then(|prospects| head_start(&|s| weighed(prospects, s), calm_risk));
         let complete = complete_in.filter(|_| self.filling);
-        let calm_in = if self.failing && missing_bytes > 0 {
+        let calm_in = if self.failing && to_come > 0 {
             None
         } else if stall_risk <= calm_risk {
             Some(Duration::ZERO)
@@ -141,6 +166,9 @@ impl Outlook {
 
     /// The risk in which both views are heard, from 0 to 1.
     fn weigh(&self, foreseen: f64, own: f64) -> f64 {
+        if !self.habits.has_begun() {
+            return foreseen.clamp(DOUBT, 1.0 - DOUBT);
+        }
         let logit = |risk: f64| {
             let risk = risk.clamp(DOUBT, 1.0 - DOUBT);
             (risk / (1.0 - risk)).ln()
@@ -152,28 +180,58 @@ impl Outlook {
     }
 
     /// What the remembered sessions say; `None` without any.
-    fn prospects(&self, horizon: Duration, missing_bytes: u64, blocks: &dyn Blocks) -> Option<Prospects> {
+    fn prospects(&self, horizon: Duration, to_come: u64, blocks: &dyn Blocks) -> Option<Prospects> {
         let expectation = self.expectation.as_ref()?;
         let (rate, demand_s) = if self.rate > 0.0 { (self.rate, self.demand_s) } else { (RATE, DEMAND_S) };
         let demand_s = if self.failing { demand_s.max(horizon.as_secs_f64()) } else { demand_s };
-        let unforeseen_s = demand_s + DEMAND_BYTES / rate;
-        let guess = if unforeseen_s > STALL.as_secs_f64() { 1.0 } else { 0.0 };
         let conditions = Conditions {
             rate,
             demand_s,
             horizon_s: horizon.as_secs_f64(),
             tempo: self.habits.tempo(),
             since_s: self.quiet_s,
-            begun: self.habits.has_begun(),
+            begun: self.begun,
             news: self.habits.news(),
-            long_share: if self.failing { 1.0 } else { self.habits.share_stalled(guess, GUESS_WAITS) },
-            absent_share: missing_bytes as f64 / self.geometry.size() as f64,
+            long_share: if self.failing {
+                1.0
+            } else {
+                self.habits.share_stalled(long_share(rate, demand_s), GUESS_WAITS)
+            },
+            sent: self.sent(self.geometry.all()),
+            absent: to_come,
+            unforeseen: DEMAND_BYTES,
             stalls_a_second: self.habits.stalls_a_second(),
             filling: self.filling,
             ahead: self.ahead && !self.failing,
         };
-        Some(expectation.play(&conditions, &|range| absent_bytes(self.geometry, range, blocks)))
+        Some(expectation.play(&conditions, &|range| self.absent(range, blocks), &|range| self.sent(range)))
     }
+
+    /// Bytes of a range that come over the link, or have come.
+    fn sent(&self, range: BlockRange) -> u64 {
+        match &self.tree {
+            Some(tree) => tree.holes().used_in(range).map(|used| self.geometry.length(used)).sum(),
+            None => self.geometry.length(range),
+        }
+    }
+
+    /// Bytes of a range that are still to come over the link.
+    fn absent(&self, range: BlockRange, blocks: &dyn Blocks) -> u64 {
+        let absent = |range| absent_bytes(self.geometry, range, blocks);
+        match &self.tree {
+            Some(tree) => tree.holes().used_in(range).map(absent).sum(),
+            None => absent(range),
+        }
+    }
+}
+
+/// The share of fetches on demand, from 0 to 1, that take longer than [`STALL`] on a link of this rate. None is faster than a
+/// round trip; beyond it the time that its queue and its bytes take is thought to be distributed exponentially. A
+/// sharp limit would promise a guest, on a link where the mean is just below it, that it never stalls.
+fn long_share(rate: f64, demand_s: f64) -> f64 {
+    let queue_s = QUEUE_TARGET.as_secs_f64();
+    let beyond_s = STALL.as_secs_f64() - (demand_s - queue_s);
+    (-beyond_s.max(0.0) / (queue_s + DEMAND_BYTES / rate)).exp()
 }
 
 /// The shortest head start after which the risk is low enough; `None` when no time would do.
@@ -203,34 +261,23 @@ fn absent_bytes(geometry: Geometry, range: BlockRange, blocks: &dyn Blocks) -> u
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::All;
     use super::super::{Event, RequestId};
     use super::*;
-    use crate::block::{Block, BlockRange, Geometry};
+    use crate::block::{BlockRange, Geometry};
     use crate::config::Config;
-    use crate::gate::{Op, State};
+    use crate::gate::Op;
+    use crate::tree::{TreeBuilder, hash_block};
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// An image of which all is here or nothing.
-    struct All(bool);
-
-    impl Blocks for All {
-        fn state(&self, _: Block) -> State {
-            if self.0 { State::Resident } else { State::Absent }
-        }
-        fn first_missing(&self, range: BlockRange) -> Option<Block> {
-            (!self.0).then_some(range.start)
-        }
-        fn first_absent(&self, range: BlockRange) -> Option<Block> {
-            self.first_missing(range)
-        }
-        fn first_present(&self, range: BlockRange) -> Option<Block> {
-            self.0.then_some(range.start)
-        }
-        fn claim(&self, _: BlockRange) -> bool {
-            true
-        }
-        fn watch(&self, _: bool) {}
+    #[test]
+    fn more_fetches_are_long_the_slower_and_the_more_distant_the_link() {
+        let share = |bits: f64, round_trip_s: f64| long_share(bits / 8.0, round_trip_s + QUEUE_TARGET.as_secs_f64());
+        assert!(share(1e9, 0.001) < 0.001);
+        assert!((0.1..0.3).contains(&share(25e6, 0.05)), "{}", share(25e6, 0.05));
+        assert!(share(8e6, 0.05) > share(25e6, 0.05) && share(1e6, 0.05) > 0.9);
+        assert_eq!(share(1e9, 0.1), 1.0, "there is no fetch without a round trip");
     }
 
     #[test]
@@ -275,6 +322,23 @@ mod tests {
     }
 
     #[test]
+    fn holes_are_not_waited_for() {
+        let geometry = Geometry::new(1 << 30, 4096).unwrap();
+        let mut planner = Planner::new(geometry, &Config::default(), 1);
+        let mut builder = TreeBuilder::new(geometry);
+        builder.used(&[hash_block(b"any"); 50]);
+        builder.zero((1 << 18) - 50);
+        let (file, root) = builder.finish().unwrap();
+        planner.set_holes(Arc::new(Tree::read(&file, root).unwrap()));
+        let outlook = Outlook { rate: 50.0 * 4096.0 / 8.0, ..planner.outlook(Moment(1)) };
+        let forecast = outlook.forecast(SECOND, 0.05, 1 << 30, &All(false));
+        assert_eq!((forecast.complete_in, forecast.missing_bytes), (Some(SECOND * 8), 1 << 30));
+        let block = |start| BlockRange::new(start, start + 10);
+        assert_eq!((outlook.sent(block(45)), outlook.sent(block(50))), (5 * 4096, 0));
+        assert_eq!((outlook.absent(block(45), &All(false)), outlook.absent(block(45), &All(true))), (5 * 4096, 0));
+    }
+
+    #[test]
     fn on_a_dead_link_nothing_is_promised() {
         let geometry = Geometry::new(1 << 30, 4096).unwrap();
         let mut planner = Planner::new(geometry, &Config::default(), 1);
@@ -294,12 +358,16 @@ mod tests {
         let foreseen: Vec<f64> = (0..=10).map(|tenths| unwatched.weigh(f64::from(tenths) / 10.0, 0.0)).collect();
         assert!(foreseen.is_sorted() && foreseen[0] < 0.01 && foreseen[10] > 0.95, "{foreseen:?}");
         assert_eq!(unwatched.weigh(0.5, 0.0), unwatched.weigh(0.5, 1.0), "a guest that did nothing has no past");
+        let at_their_word = |outlook: &Outlook| (outlook.weigh(0.3, 0.9) - 0.3).abs() < 1e-9;
+        assert!(at_their_word(&unwatched), "the sessions are taken at their word");
         for second in 1..=30 {
             planner.habits.acted(Moment(0) + SECOND * second);
         }
         let watched = planner.outlook(Moment(0) + SECOND * 30);
         assert!(watched.weigh(0.5, 0.01) < unwatched.weigh(0.5, 0.01));
         assert!(watched.weigh(0.5, 0.99) > unwatched.weigh(0.5, 0.99));
+        let held = planner.outlook_held(Moment(0) + SECOND * 60);
+        assert!(at_their_word(&held) && held.begun && held.quiet_s == 0.0, "its own time stands still: {held:?}");
     }
 
     #[test]

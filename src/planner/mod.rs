@@ -23,6 +23,8 @@ mod prefetch;
 mod readahead;
 #[cfg(all(test, not(vmstream_shuttle)))]
 mod simulation;
+#[cfg(test)]
+mod testing;
 mod touches;
 
 use std::ops::Range;
@@ -34,7 +36,7 @@ pub use flights::{Cargo, Class, FetchId};
 pub use forecast::Outlook;
 pub use prefetch::PREFETCH_RESERVE;
 
-use crate::block::{BlockRange, Geometry};
+use crate::block::{Block, BlockRange, Geometry};
 use crate::config::{Config, Prefetch};
 use crate::error::errno;
 use crate::gate::Op;
@@ -443,15 +445,15 @@ impl Planner {
         self.fill_on = on;
     }
 
-    /// Holds the fill back until somebody follows the guest, or nobody will: what is to come first is known in a round
-    /// trip or two, and until then the fill would take every connection for blocks from the image's beginning.
-    pub fn hold_fill(&mut self) {
-        self.fill_held = true;
+    /// The fill begins with this block, and with the image's first one when it has come to the end.
+    pub fn fill_from(&mut self, block: Block) {
+        self.fill.begin_at(block);
     }
 
-    /// Lets the fill begin.
-    pub fn release_fill(&mut self) {
-        self.fill_held = false;
+    /// Holds the fill back until somebody follows the guest, or nobody is expected to any more
+    /// ([`Planner::expect_foresight`]).
+    pub fn hold_fill(&mut self) {
+        self.fill_held = true;
     }
 
     /// Changes the deadline of demands at run time.

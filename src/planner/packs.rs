@@ -156,35 +156,13 @@ impl Planner {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::All;
     use super::super::{Event, FetchId, Outcome};
     use super::*;
     use crate::block::Geometry;
     use crate::config::Config;
-    use crate::gate::State;
     use crate::predictor::Script;
     use crate::tree::{Hash, TreeBuilder, hash_block};
-
-    /// An image of which nothing is here.
-    struct Nothing;
-
-    impl Blocks for Nothing {
-        fn state(&self, _: Block) -> State {
-            State::Absent
-        }
-        fn first_missing(&self, range: BlockRange) -> Option<Block> {
-            self.first_absent(range)
-        }
-        fn first_absent(&self, range: BlockRange) -> Option<Block> {
-            (!range.is_empty()).then_some(range.start)
-        }
-        fn first_present(&self, _: BlockRange) -> Option<Block> {
-            None
-        }
-        fn claim(&self, _: BlockRange) -> bool {
-            true
-        }
-        fn watch(&self, _: bool) {}
-    }
 
     const NOW: Moment = Moment(1_000_000_000);
 
@@ -202,7 +180,7 @@ mod tests {
 
     fn plan(planner: &mut Planner, now: Moment) -> Vec<Action> {
         let mut actions = Vec::new();
-        planner.plan(now, &Nothing, &mut actions);
+        planner.plan(now, &All(false), &mut actions);
         actions
     }
 
@@ -219,7 +197,7 @@ mod tests {
         for outcome in [Outcome::Failed { retry_after: None }, Outcome::Fatal] {
             let mut planner = planner(&[(100, 116)]);
             let [Action::FetchFrames(id, ..)] = plan(&mut planner, NOW)[..] else { panic!("no frame") };
-            planner.on(Event::Finished(id, outcome), NOW, &Nothing, &mut Vec::new());
+            planner.on(Event::Finished(id, outcome), NOW, &All(false), &mut Vec::new());
             let later = NOW + std::time::Duration::from_secs(60);
             let again = plan(&mut planner, later);
             assert!(matches!(again[..], [Action::Fetch(_, range, _)] if range.start == Block(100)), "{again:?}");
@@ -241,10 +219,33 @@ mod tests {
         let first = plan(&mut planner, NOW);
         let [Action::Fetch(id, range, Class::Fill)] = first[..] else { panic!("{first:?}") };
         assert_eq!(range, BlockRange::new(0, 16), "a chunk: used blocks come over the link");
-        planner.on(Event::Arrived(id, range), NOW, &Nothing, &mut Vec::new());
-        planner.on(Event::Finished(id, Outcome::Done), NOW, &Nothing, &mut Vec::new());
-        let second = plan(&mut planner, NOW);
-        let [Action::Fetch(_, range, Class::Fill)] = second[..] else { panic!("{second:?}") };
+        let later = NOW + std::time::Duration::from_millis(20);
+        planner.on(Event::Arrived(id, range), later, &All(false), &mut Vec::new());
+        planner.on(Event::Finished(id, Outcome::Done), later, &All(false), &mut Vec::new());
+        let second = plan(&mut planner, later);
+        let [Action::Fetch(id, range, Class::Fill)] = second[..] else { panic!("{second:?}") };
         assert_eq!(range.len() * 4096, 256 << 20);
+        let (distance, soon) = (planner.link().round_trip(), later + std::time::Duration::from_micros(50));
+        planner.on(Event::Arrived(id, range), soon, &All(false), &mut Vec::new());
+        assert_eq!(planner.link().round_trip(), distance, "it came from nowhere");
+    }
+
+    #[test]
+    fn a_fill_that_is_held_begins_when_somebody_follows_the_guest_or_nobody_will() {
+        for follow in [true, false] {
+            let mut planner = planner(&[]);
+            planner.set_fill(true);
+            planner.hold_fill();
+            planner.expect_foresight(true);
+            assert_eq!(plan(&mut planner, NOW), []);
+            if follow {
+                planner.set_foresight(Some(Box::new(Script::new(vec![BlockRange::new(500, 501)]))), 0);
+            } else {
+                planner.expect_foresight(false);
+            }
+            let begun = plan(&mut planner, NOW);
+            assert!(matches!(begun[..], [Action::Fetch(..)]), "{begun:?}");
+            assert!(!planner.fill_held);
+        }
     }
 }

@@ -188,7 +188,7 @@ impl Planner {
         if hole.is_empty() { Some(run) } else { self.fetchable(hole, HOLE_MAX, blocks) }
     }
 
-    /// The next absent blocks in the order of the image.
+    /// The next absent blocks in the order of the image, from where the fill was told to begin.
     fn next_fill(&mut self, bytes: u64, now: Moment, blocks: &dyn Blocks) -> Option<BlockRange> {
         let all = self.geometry.all();
         let mut from = self.fill.cursor(all);
@@ -218,6 +218,88 @@ impl Planner {
                     passed_start = true;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::demand::{Request, RequestId};
+    use super::super::testing::All;
+    use super::super::{Event, FetchId};
+    use super::*;
+    use crate::block::Geometry;
+    use crate::config::Config;
+    use crate::gate::Op;
+    use crate::predictor::Script;
+
+    const NOW: Moment = Moment(1_000_000_000);
+    /// In a restore point the memory lies behind the disk.
+    const MEMORY: u64 = 200_000;
+
+    fn asks(planner: &mut Planner, number: u64, range: BlockRange) -> Vec<Action> {
+        let request = Request { op: Op::Read, touched: range, covered: range, since: NOW };
+        let mut actions = Vec::new();
+        planner.on(Event::Needed(RequestId(number), request), NOW, &All(false), &mut actions);
+        planner.plan(NOW, &All(false), &mut actions);
+        actions
+    }
+
+    #[test]
+    fn the_fill_goes_round_from_where_it_is_told_to_begin() {
+        let blocks = All(false);
+        let mut planner = Planner::new(Geometry::new(MEMORY * 4096, 4096).unwrap(), &Config::default(), 1);
+        planner.fill_from(Block(MEMORY - 8));
+        let mut begun = Vec::new();
+        planner.plan(NOW, &blocks, &mut begun);
+        let [Action::Fetch(_, end, Class::Fill), Action::Fetch(_, start, Class::Fill), ..] = begun[..] else {
+            panic!("{begun:?}")
+        };
+        assert_eq!((end, start.start), (BlockRange::new(MEMORY - 8, MEMORY), Block(0)));
+    }
+
+    /// What a fault on memory finds: a disk's run that is read ahead, a model's blocks on their way, and the fill behind both.
+    #[test]
+    fn a_fault_on_memory_is_behind_one_window_of_readahead_and_no_plan() {
+        let geometry = Geometry::new(1 << 30, 4096).unwrap();
+        let config = Config::default();
+        let mut planner = Planner::new(geometry, &config, 1);
+        planner.set_foresight(Some(Box::new(Script::new(vec![BlockRange::new(90_000, 99_000)]))), 0);
+        let mut sent = asks(&mut planner, 1, BlockRange::new(0, 8));
+        sent.extend(asks(&mut planner, 2, BlockRange::new(8, 16)));
+        let ahead = |action: &&Action| matches!(action, Action::Fetch(_, _, Class::Prefetch | Class::Fill));
+        assert!(sent.iter().any(|action| ahead(&action)), "{sent:?}");
+        let window = planner.link.window();
+        assert!(planner.flights.wire() >= window, "the link is as full as foresight may make it");
+
+        let page = BlockRange::new(MEMORY, MEMORY + 1);
+        let at_once = asks(&mut planner, 3, page);
+        assert!(matches!(at_once[..], [Action::Fetch(_, range, Class::Demand)] if range == page), "{at_once:?}");
+        let before: u64 = sent
+            .iter()
+            .filter(ahead)
+            .map(|action| match action {
+                Action::Fetch(_, range, _) => geometry.length(*range),
+                _ => 0,
+            })
+            .sum();
+        assert!(before <= window + CHUNK_MIN.max(CHUNK_USUAL), "{before} bytes before it, window {window}");
+
+        // And while one waits, whatever else it lacks goes before all that is foreseen.
+        let numbers: Vec<FetchId> = sent.iter().filter(|a| matches!(a, Action::Fetch(..))).map(id).collect();
+        let mut later = Vec::new();
+        for number in numbers {
+            planner.on(Event::Finished(number, super::super::Outcome::Done), NOW, &All(false), &mut later);
+        }
+        let next = asks(&mut planner, 4, BlockRange::new(MEMORY + 500, MEMORY + 501));
+        let first = next.iter().find(|action| matches!(action, Action::Fetch(..)));
+        assert!(matches!(first, Some(Action::Fetch(_, _, Class::Demand))), "{next:?}");
+    }
+
+    fn id(action: &Action) -> FetchId {
+        match action {
+            Action::Fetch(id, ..) | Action::FetchFrames(id, ..) => *id,
+            Action::Complete(..) => FetchId(0),
         }
     }
 }

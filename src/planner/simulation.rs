@@ -155,6 +155,9 @@ impl World {
             planner.set_foresight(Some(Box::new(Script::new(ranges))), 0);
             planner.set_packs(Some(packs.clone()));
         }
+        if dice.chance(50) {
+            planner.fill_from(Block(dice.below(blocks)));
+        }
         Self {
             planner,
             packs,

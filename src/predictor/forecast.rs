@@ -10,14 +10,15 @@
 //!
 //! *What no session knows.* A sequence that only one session knows was news when that session was new. So, as Good and
 //! Turing taught to count the species nobody has seen by those seen once, such sequences stand for what this guest
-//! will touch and nobody has touched before, at the stages of a session where that happens.
+//! will touch and nobody has touched before, at the stages of a session where that happens. Whether such a sequence is here says
+//! nothing of the new one; that any block is here, of which nothing is known, does.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Candidate, Cursor, Likely};
 use crate::block::BlockRange;
-use crate::model::{Model, SequenceId};
+use crate::model::{Model, Sequence, SequenceId};
 use crate::stats::STALL;
 
 /// Share of the link that a session which the guest follows gets, against guesses that fail.
@@ -69,14 +70,51 @@ pub struct Conditions {
     pub news: f64,
     /// Probability that a need which comes late or unforeseen is a stall and not only a wait.
     pub long_share: f64,
-    /// Probability that a block of which nothing is known is not here.
-    pub absent_share: f64,
+    /// Bytes of the whole image that come over the link, or have come, ...
+    pub sent: u64,
+    /// ... and those of them that are not here.
+    pub absent: u64,
+    /// Least that is fetched for a miss that nobody foresaw, in bytes: what is read on behind it goes before the next one.
+    pub unforeseen: f64,
     /// Stalls in a second of this guest so far, where no session tells more.
     pub stalls_a_second: f64,
     /// What is planned only to fill the image is fetched as well.
     pub filling: bool,
     /// What is planned is fetched ahead at all; otherwise all comes on demand.
     pub ahead: bool,
+}
+
+/// Bytes of a sequence: those that are not here, and those that come over the link at some time.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    absent: u64,
+    sent: u64,
+    /// In how many fetches what is not here comes on demand: a guest that reads on finds what lies behind, but not what lies elsewhere.
+    fetches: u32,
+}
+
+impl Size {
+    fn of(sequence: &Sequence, absent: &dyn Fn(BlockRange) -> u64, sent: &dyn Fn(BlockRange) -> u64) -> Self {
+        let mut size = Self { absent: 0, sent: 0, fetches: 0 };
+        for &run in &sequence.runs {
+            let absent = absent(run);
+            size.absent += absent;
+            size.sent += sent(run);
+            size.fetches += u32::from(absent > 0);
+        }
+        size
+    }
+}
+
+/// Probabilities that what hardly anybody knows is not here.
+#[derive(Clone, Copy, Debug)]
+struct Rare {
+    /// Of a block that no session knows.
+    unknown: f64,
+    /// Of one that a single session knows.
+    single: f64,
+    /// How many times as much of it this guest touches as others did.
+    factor: f64,
 }
 
 /// A need of one sample.
@@ -124,15 +162,20 @@ impl Expectation {
         Some(Self { model: Arc::clone(model), samples, planned: planned.to_vec() })
     }
 
-    /// Plays the futures. `absent` tells how many bytes of a range are not here.
-    pub fn play(&self, conditions: &Conditions, absent: &dyn Fn(BlockRange) -> u64) -> Prospects {
+    /// Plays the futures. `absent` tells how many bytes of a range are not here, `sent` how many of it come over the link at
+    /// some time: what does not makes nobody wait.
+    pub fn play(
+        &self,
+        conditions: &Conditions,
+        absent: &dyn Fn(BlockRange) -> u64,
+        sent: &dyn Fn(BlockRange) -> u64,
+    ) -> Prospects {
         let arrivals = self.arrivals(conditions, absent);
         // The blocks of a sequence are the same in all samples.
-        let mut sizes: HashMap<SequenceId, u64> = HashMap::new();
-        let mut size =
-            |id| *sizes.entry(id).or_insert_with(|| self.model.sequence(id).runs.iter().map(|&run| absent(run)).sum());
-        let news = self.news_factor(conditions.news) * conditions.absent_share;
-        let samples = self.samples.iter().map(|s| self.play_one(s, conditions, news, &arrivals, &mut size)).collect();
+        let sizes: Vec<Size> = self.model.sequences().iter().map(|sequence| Size::of(sequence, absent, sent)).collect();
+        let rare = self.rare(conditions, &sizes);
+        let play = |sample| self.play_one(sample, conditions, &rare, &arrivals, &sizes);
+        let samples = self.samples.iter().map(play).collect();
         Prospects { samples, long_share: conditions.long_share }
     }
 
@@ -163,18 +206,48 @@ impl Expectation {
         (news + NEWS_PRIOR) / (expected + NEWS_PRIOR)
     }
 
-    /// True for what a single session knows.
+    /// What is known of what hardly anybody knows.
+    fn rare(&self, conditions: &Conditions, sizes: &[Size]) -> Rare {
+        let share = |absent: u64, sent: u64| absent as f64 / sent.max(1) as f64;
+        let (mut unknown_absent, mut unknown_sent) = (conditions.absent, conditions.sent);
+        let (mut single_absent, mut single_sent) = (0, 0);
+        for (number, size) in (0..).zip(sizes) {
+            unknown_absent = unknown_absent.saturating_sub(size.absent);
+            unknown_sent = unknown_sent.saturating_sub(size.sent);
+            if self.model.places(SequenceId(number)).len() < 2 {
+                single_absent += size.absent;
+                single_sent += size.sent;
+            }
+        }
+        Rare {
+            unknown: share(unknown_absent, unknown_sent),
+            single: share(single_absent, single_sent),
+            factor: self.news_factor(conditions.news),
+        }
+    }
+
+    /// Probability that where a session used this sequence, the guest misses something that hardly anybody knows.
+    fn chance_of_news(&self, id: SequenceId, rare: &Rare) -> f64 {
+        let absent = match self.model.places(id).len() {
+            2 if self.model.paths().len() > 2 => rare.single,
+            _ if self.is_news(id) => rare.unknown,
+            _ => 0.0,
+        };
+        (rare.factor * absent).min(1.0)
+    }
+
+    /// True for what a single session knows of several: one alone does not tell what sessions differ in.
     fn is_news(&self, id: SequenceId) -> bool {
-        self.model.places(id).len() < 2
+        self.model.paths().len() > 1 && self.model.places(id).len() < 2
     }
 
     fn play_one(
         &self,
         sample: &Sample,
         conditions: &Conditions,
-        news: f64,
+        rare: &Rare,
         arrivals: &HashMap<SequenceId, f64>,
-        size: &mut dyn FnMut(SequenceId) -> u64,
+        sizes: &[Size],
     ) -> Prospect {
         let visits = &self.model.paths()[sample.path].visits;
         let from = visits.len().min(sample.cursor.position as usize);
@@ -192,22 +265,29 @@ impl Expectation {
             if told_s > conditions.horizon_s {
                 break;
             }
-            let bytes = size(visit.sequence);
-            if bytes == 0 {
+            let size = sizes[visit.sequence.0 as usize];
+            let chance = self.chance_of_news(visit.sequence, rare);
+            if chance > 0.0 && size.sent > 0 {
+                if at_s > last_news + BURST_S {
+                    calm *= 1.0 - chance * conditions.long_share;
+                }
+                last_news = at_s;
+                let bytes_s = (size.sent as f64).max(conditions.unforeseen) / conditions.rate;
+                // Nothing of what this one stands for is here.
+                let runs = self.model.sequences()[visit.sequence.0 as usize].runs.len();
+                let on_demand_s = runs as f64 * conditions.demand_s + bytes_s;
+                stood_s += (chance * on_demand_s).min(conditions.horizon_s - told_s);
+            }
+            if size.absent == 0 {
                 continue;
             }
-            if self.is_news(visit.sequence) && at_s > last_news + BURST_S {
-                calm *= 1.0 - (news * conditions.long_share).min(1.0);
-            }
-            if self.is_news(visit.sequence) {
-                last_news = at_s;
-            }
-            own_bytes += bytes;
+            own_bytes += size.absent;
             let own_s = own_bytes as f64 / (conditions.rate * FOLLOWED_SHARE);
             let arrives_s = arrivals.get(&visit.sequence).map_or(own_s, |planned_s| planned_s.min(own_s));
             let late_s = if conditions.ahead { arrives_s - at_s } else { f64::INFINITY };
             needs.push(Need { late_s: late_s - STALL.as_secs_f64(), blur_s: BLUR_S + BLUR_SHARE * at_s });
-            let on_demand_s = conditions.demand_s + bytes as f64 / conditions.rate;
+            let bytes_s = size.absent as f64 / conditions.rate;
+            let on_demand_s = f64::from(size.fetches) * conditions.demand_s + bytes_s;
             stood_s += (late_s - stood_s).clamp(0.0, on_demand_s.min(conditions.horizon_s - told_s));
         }
         // A session that is over says nothing of what this guest does then.
@@ -267,7 +347,9 @@ mod tests {
             begun: false,
             news: 0.0,
             long_share: 1.0,
-            absent_share: 1.0,
+            sent: 1 << 30,
+            absent: 1 << 30,
+            unforeseen: 0.0,
             stalls_a_second: 0.0,
             filling: false,
             ahead: true,
@@ -277,7 +359,8 @@ mod tests {
     fn prospects(predictor: &mut Predictor, conditions: &Conditions, here: &dyn Fn(BlockRange) -> bool) -> Prospects {
         predictor.plan(&Link::default(), &|range| !here(range));
         let expectation = predictor.expectation().expect("sessions are remembered");
-        expectation.play(conditions, &|range| if here(range) { 0 } else { range.len() * 4096 })
+        expectation
+            .play(conditions, &|range| if here(range) { 0 } else { range.len() * 4096 }, &|range| range.len() * 4096)
     }
 
     #[test]
@@ -305,8 +388,14 @@ mod tests {
 
     #[test]
     fn nothing_is_to_fear_when_what_the_sessions_know_is_here() {
+        let mut alone = predictor(&[&[1]]);
+        assert_eq!(prospects(&mut alone, &conditions(100e3), &|_| true).risk(0.0), 0.0, "one does not tell of news");
         let mut predictor = predictor(&[&[1], &[2], &[3], &[1]]);
-        assert_eq!(prospects(&mut predictor, &conditions(100e3), &|_| true).risk(0.0), 0.0);
+        let complete = Conditions { absent: 0, ..conditions(100e3) };
+        assert_eq!(prospects(&mut predictor, &complete, &|_| true).risk(0.0), 0.0);
+        // Each of the others did something of its own, and this one's own is not here because theirs is.
+        let risk = prospects(&mut predictor, &conditions(100e3), &|_| true).risk(0.0);
+        assert!(risk > 0.3, "{risk}");
         // The start alone is here; the tasks differ, and begin within the horizon.
         let start = |range: BlockRange| range.start < task(0, 0);
         let risk = prospects(&mut predictor, &conditions(100e3), &start).risk(0.0);
@@ -323,15 +412,27 @@ mod tests {
         let risk = |predictor: &mut Predictor, late| prospects(predictor, late, &nothing).risk(3600.0);
         assert!(risk(&mut various, &late) > 0.9, "{}", risk(&mut various, &late));
         assert!(risk(&mut same, &late) < 0.5 * risk(&mut various, &late));
-        let resident = Conditions { absent_share: 0.01, ..late };
-        assert!(risk(&mut various, &resident) < 0.1, "news are here already when most of the image is");
+        let resident = Conditions { absent: (1 << 30) / 100, ..late };
+        let risk = prospects(&mut various, &resident, &|_| true).risk(0.0);
+        assert!(risk < 0.1, "news are here already when most of the image is: {risk}");
+    }
+
+    #[test]
+    fn what_two_sessions_know_stands_for_what_one_knows_and_is_not_here() {
+        let mut pairs = predictor(&[&[1, 2], &[1, 2], &[3, 4], &[3, 4], &[5, 6]]);
+        let late = Conditions { horizon_s: 5.0, absent: 0, ..conditions(1e9) };
+        let single = |range: BlockRange| range.start >= task(4, 0) && range.start < task(7, 0);
+        let here = prospects(&mut pairs, &late, &|_| true).risk(3600.0);
+        let missing = prospects(&mut pairs, &late, &|range| !single(range));
+        assert!(here < 0.01 && missing.risk(3600.0) > 0.3, "{here} {}", missing.risk(3600.0));
+        assert!(missing.stood_s() > 0.2, "{missing:?}");
     }
 
     #[test]
     fn beyond_the_end_of_a_session_the_guest_goes_on_as_it_was() {
         let mut predictor = predictor(&[&[1], &[1]]);
         let stalling = Conditions { horizon_s: 1000.0, stalls_a_second: 0.1, ..conditions(100e3) };
-        let calm = Conditions { stalls_a_second: 0.0, ..stalling };
+        let calm = Conditions { stalls_a_second: 0.0, absent: 0, ..stalling };
         let all = |_: BlockRange| true;
         assert!(prospects(&mut predictor, &stalling, &all).risk(0.0) > 0.99);
         assert_eq!(prospects(&mut predictor, &calm, &all).risk(0.0), 0.0);

@@ -16,6 +16,7 @@ pub mod calibration;
 mod contents;
 mod downlink;
 mod figures;
+pub mod hold;
 pub mod live;
 pub mod oracle;
 mod policy;

@@ -26,6 +26,8 @@ pub struct Recorder {
     opened: Moment,
     /// False: nothing is to be recorded, and nothing is kept.
     on: bool,
+    /// True: it is not known yet whether this becomes a session, so nothing goes out.
+    held_back: bool,
     events: VecDeque<Held>,
     /// By number of the request.
     waits: HashMap<u64, Wait>,
@@ -56,7 +58,13 @@ impl Recorder {
     /// keeps nothing.
     pub fn new(opened: Moment, on: bool) -> Self {
         let (events, waits) = (VecDeque::new(), HashMap::new());
-        Self { opened, on, events, waits, since: None, out: Duration::ZERO, missed: 0 }
+        Self { opened, on, held_back: false, events, waits, since: None, out: Duration::ZERO, missed: 0 }
+    }
+
+    /// While `held_back` nothing goes out, and what is here at the end never does. Some ten thousand events are kept so
+    /// long; of later ones only the number.
+    pub fn hold_back(&mut self, held_back: bool) {
+        self.held_back = held_back;
     }
 
     /// The guest touched bytes that were here, at `at`.
@@ -103,6 +111,11 @@ impl Recorder {
         if !self.on {
             return;
         }
+        if self.held_back && self.events.len() >= EVENTS_MAX {
+            request.map(|request| self.waits.remove(&request));
+            self.missed += 1;
+            return;
+        }
         let at = event.at().max(self.out);
         match &mut event {
             Event::Access(access) => access.at = at,
@@ -115,12 +128,12 @@ impl Recorder {
 
     /// When [`Recorder::take_due`] wants to be asked again even if nothing happens.
     pub fn deadline(&self) -> Option<Moment> {
-        self.since.map(|since| since + BATCH_AGE)
+        self.since.filter(|_| !self.held_back).map(|since| since + BATCH_AGE)
     }
 
     /// The events that are to be written now: none, until there are many or the first has lain for some time.
     pub fn take_due(&mut self, now: Moment) -> Vec<Event> {
-        let many = self.events.len() >= BATCH_EVENTS;
+        let many = self.events.len() >= BATCH_EVENTS && !self.held_back;
         if !many && self.deadline().is_none_or(|at| now < at) {
             return Vec::new();
         }
@@ -129,8 +142,11 @@ impl Recorder {
         self.take(forced, now)
     }
 
-    /// All events: the session is at its end. What still waits has waited until `now`.
+    /// All events: the session is at its end. What still waits has waited until `now`. None of one that is held back.
     pub fn take_all(&mut self, now: Moment) -> Vec<Event> {
+        if self.held_back {
+            return Vec::new();
+        }
         self.tell_missed(now);
         self.take(self.events.len(), now)
     }
@@ -239,6 +255,26 @@ mod tests {
         recorder.mark("m", ms(3));
         recorder.missed(4);
         assert!(recorder.waits.is_empty() && recorder.deadline().is_none() && recorder.take_all(ms(4)).is_empty());
+    }
+
+    #[test]
+    fn what_is_held_back_goes_out_when_it_is_let_go_and_never_if_it_is_not() {
+        let mut recorder = Recorder::new(OPENED, true);
+        recorder.hold_back(true);
+        recorder.asked(1, Op::Read, 100, 1, ms(10));
+        recorder.answered(1, ms(15));
+        for n in 1..=EVENTS_MAX as u64 {
+            recorder.touched(Op::Read, n, 1, ms(20));
+        }
+        recorder.asked(2, Op::Read, 200, 1, ms(30));
+        assert_eq!((recorder.deadline(), recorder.take_due(ms(60_000))), (None, Vec::new()));
+        assert_eq!(recorder.take_all(ms(60_000)), []);
+        assert_eq!((recorder.events.len(), recorder.waits.len()), (EVENTS_MAX, 1), "what is kept is bounded");
+        recorder.hold_back(false);
+        assert_eq!(recorder.deadline(), Some(ms(5010)), "it is due at once");
+        let events = recorder.take_due(ms(60_000));
+        assert_eq!(told(events[..2].to_vec()), [(10, 100, 5), (20, 1, 0)]);
+        assert_eq!(events.last(), Some(&Event::Mark(Duration::from_secs(60), "2 touches not recorded".to_owned())));
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Cache {
                 let (file, directory) = place::temporary()?;
                 let shown = format!("the temporary image in {}", directory.display());
                 sparse::lengthen(&file, &shown, geometry.size())?;
-                let store = Store::nameless(file, shown, geometry.size());
+                let store = Store::nameless(file, shown, geometry.size(), header.mtime_s);
                 Ok((store.clone(), Journal::new(store, None), Vec::new()))
             }
             Kind::Kept(kept) => {

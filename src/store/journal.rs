@@ -77,7 +77,7 @@ mod tests {
         let chain = Chain::create(&folder, &names, header).unwrap();
         // A device that takes data and cannot sync it.
         let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
-        let store = Store::nameless(null, "the image".into(), 8192);
+        let store = Store::nameless(null, "the image".into(), 8192, 0);
         let mut journal = Journal::new(store.clone(), Some(chain));
         journal.record(&[BlockRange::new(0, 1)]).unwrap();
         store.write(4096, &[1; 4096]).unwrap();

@@ -34,8 +34,8 @@ struct Inner {
     /// What messages call it.
     shown: String,
     size: u64,
-    /// Modification time to keep, in seconds since 1970.
-    mtime_s: Option<i64>,
+    /// Modification time of the image, in seconds since 1970: that of a kept file is put back to it.
+    mtime_s: i64,
     /// Held during a sync, see [`Store::sync`].
     syncing: Mutex<()>,
     /// The first sync that failed.
@@ -47,7 +47,7 @@ impl Store {
     /// The image of a kept cache.
     pub(super) fn kept(file: File, path: PathBuf, size: u64, mtime_s: i64, lock: Lock) -> Self {
         let shown = path.display().to_string();
-        let store = Self::new(file, Some(path), shown, size, Some(mtime_s), Some(lock));
+        let store = Self::new(file, Some(path), shown, size, mtime_s, Some(lock));
         if let Err(e) = store.keep_mtime() {
             // Somebody else's file that we may write: everything but copy-on-write files works.
             log::warn!("{}: cannot set its modification time: {e}", store.0.shown);
@@ -56,18 +56,11 @@ impl Store {
     }
 
     /// The image of an ephemeral cache; `shown` is what messages call it.
-    pub(super) fn nameless(file: File, shown: String, size: u64) -> Self {
-        Self::new(file, None, shown, size, None, None)
+    pub(super) fn nameless(file: File, shown: String, size: u64, mtime_s: i64) -> Self {
+        Self::new(file, None, shown, size, mtime_s, None)
     }
 
-    fn new(
-        file: File,
-        path: Option<PathBuf>,
-        shown: String,
-        size: u64,
-        mtime_s: Option<i64>,
-        lock: Option<Lock>,
-    ) -> Self {
+    fn new(file: File, path: Option<PathBuf>, shown: String, size: u64, mtime_s: i64, lock: Option<Lock>) -> Self {
         let (syncing, failed) = (Mutex::new(()), OnceLock::new());
         Self(Arc::new(Inner { file, path, shown, size, mtime_s, syncing, failed, _lock: lock }))
     }
@@ -182,9 +175,11 @@ impl Store {
     /// Puts the published modification time back, for writes that did not go through [`Store::write`]. Nothing happens
     /// to an ephemeral image.
     pub fn keep_mtime(&self) -> io::Result<()> {
-        let Some(mtime_s) = self.0.mtime_s else { return Ok(()) };
+        if self.ephemeral() {
+            return Ok(());
+        }
         let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        let last_modification = Timespec { tv_sec: mtime_s, tv_nsec: 0 };
+        let last_modification = Timespec { tv_sec: self.0.mtime_s, tv_nsec: 0 };
         Ok(rustix::fs::futimens(&self.0.file, &Timestamps { last_access, last_modification })?)
     }
 
@@ -203,6 +198,12 @@ impl Store {
     /// The image's path as it was given; `None` when it has no name.
     pub fn path(&self) -> Option<&Path> {
         self.0.path.as_deref()
+    }
+
+    /// Modification time of the image, in seconds since 1970: that of the published one where it is known, else when the cache
+    /// was made. The file's own is another for a moment whenever bytes arrive.
+    pub fn mtime_s(&self) -> i64 {
+        self.0.mtime_s
     }
 
     /// True when the image goes away with its last descriptor.
@@ -257,10 +258,12 @@ mod tests {
 
     use super::*;
 
+    /// One that has a name, as far as it knows, when it has a time to keep.
     fn store(size: u64, mtime_s: Option<i64>) -> Store {
         let file = tempfile::tempfile().unwrap();
         file.set_len(size).unwrap();
-        let store = Store::new(file, None, "x".into(), size, mtime_s, None);
+        let path = mtime_s.map(|_| "x".into());
+        let store = Store::new(file, path, "x".into(), size, mtime_s.unwrap_or(77), None);
         store.keep_mtime().unwrap();
         store
     }
@@ -317,6 +320,7 @@ mod tests {
             assert_eq!(times(), (mtime_s, 0));
             store.0.file.write_at(0, b"somebody else").unwrap();
             assert_ne!(times(), (mtime_s, 0));
+            assert_eq!(store.mtime_s(), mtime_s, "whatever the file shows");
             store.keep_mtime().unwrap();
             assert_eq!(times(), (mtime_s, 0));
         }
@@ -326,7 +330,7 @@ mod tests {
     fn the_first_failed_sync_is_final() {
         // A device that takes data and cannot sync it.
         let null = File::options().write(true).open("/dev/null").unwrap();
-        let store = Store::new(null, None, "/dev/null".into(), 1 << 20, None, None);
+        let store = Store::new(null, None, "/dev/null".into(), 1 << 20, 0, None);
         store.check_sound().unwrap();
         let first = store.sync().unwrap_err().to_string();
         assert!(first.contains("/dev/null"));

@@ -120,10 +120,29 @@ fn a_base_address_may_have_a_query_and_no_fragment() {
     let link = publish(&disk, &site, &["--url", "https://host/images/?sig=a/b"]);
     let root = see(&site, "disk").pointer.root;
     assert_eq!(link, format!("https://host/images/disk.vmp?sig=a/b#{root}"));
-    for bad in ["https://host/images#part", "https://host/a b"] {
+    for bad in
+        ["https://host/images#part", "https://host/a b", "host/images", "https:///images", "ftp://host/images", ""]
+    {
         let output = vmstream(&["publish", text(&disk), "-o", text(&site), "--url", bad]);
         assert_eq!(output.status.code(), Some(2), "{bad}: {output:?}");
     }
+}
+
+#[test]
+fn a_directory_in_the_place_of_an_image_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, site) = (dir.path().join("disk.img"), dir.path().join("site"));
+    small_image(&disk);
+    publish(&disk, &site, &[]);
+    let image = site.join(see(&site, "disk").pointer.image);
+    std::fs::remove_file(&image).unwrap();
+    std::fs::create_dir(&image).unwrap();
+    let output = vmstream(&["publish", text(&disk), "-o", text(&site)]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains(text(&image)) && said.contains("move it away"), "{said}");
+    std::fs::remove_dir(&image).unwrap();
+    publish(&disk, &site, &[]);
+    see(&site, "disk");
 }
 
 #[test]

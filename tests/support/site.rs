@@ -117,6 +117,15 @@ impl Site {
         })
     }
 
+    /// Serves the site; `send` writes the right answers as it likes.
+    pub fn serve_by(&self, send: impl Fn(&Seen, &mut Wire<'_>, &[u8]) + Send + Sync + 'static) -> BadServer {
+        let files = self.files.clone();
+        BadServer::start(move |seen, wire| {
+            send(seen, wire, &reply(&files, seen));
+            Next::Keep
+        })
+    }
+
     /// Serves the site, and `other` to the requests that `which` picks.
     pub fn serve_or(&self, other: &Self, which: impl Fn(&Seen) -> bool + Send + Sync + 'static) -> BadServer {
         let (files, others) = (self.files.clone(), other.files.clone());
@@ -138,8 +147,14 @@ impl Site {
 
 /// Answers a range request rightly.
 fn serve(files: &Files, seen: &Seen, wire: &mut Wire<'_>) -> Next {
+    wire.send(&reply(files, seen));
+    Next::Keep
+}
+
+/// The right answer to a range request.
+fn reply(files: &Files, seen: &Seen) -> Vec<u8> {
     let name = seen.target.trim_start_matches('/').split('?').next().unwrap_or_default();
-    let reply = match files.lock().unwrap().get(name) {
+    match files.lock().unwrap().get(name) {
         None => status("404 Not Found", ""),
         Some(bytes) => {
             let (first, last) = seen.range();
@@ -155,7 +170,5 @@ fn serve(files: &Files, seen: &Seen, wire: &mut Wire<'_>) -> Next {
                 answer(&head, &bytes[first as usize..=last as usize])
             }
         }
-    };
-    wire.send(&reply);
-    Next::Keep
+    }
 }

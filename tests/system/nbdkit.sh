@@ -218,16 +218,26 @@ check "what a client wanted to write that went away was not written" equal third
 check "and can be written now" io "${uri_of[third]}" "write -q -P 8 18M 20k" flush "read -q -P 8 18M 20k"
 stop third || true
 
-nbd third "$url" cache="$work/fourth.cache" prefetch=none fill=off
-kill -STOP "${pid_of[origin]}"
-for n in 1 2 3 4; do start "reader$n" nbdcopy "${uri_of[third]}" null:; done
-sleep 1
-check "copies wait" alive reader1
-check "SIGTERM ends the server although its clients wait" stop third TERM
-for n in 1 2 3 4; do
-    check "client $n is told" wait_for 20 "the client to end" gone "reader$n"
-    stop "reader$n" || true
-done
+# The first client that is told goes away, while the others' answers are sent: nbdkit 1.32 does not bear that by itself,
+# and without care for it ended with a failed assertion once in ten times.
+ends_while_clients_wait() {
+    local n round
+    for round in {1..20}; do
+        rm -rf "$work/fourth.cache"
+        nbd third "$url" cache="$work/fourth.cache" prefetch=none fill=off
+        kill -STOP "${pid_of[origin]}"
+        for n in 1 2 3 4; do start "reader$n" nbdcopy "${uri_of[third]}" null:; done
+        sleep 0.3
+        for n in 1 2 3 4; do alive "reader$n" || { echo "round $round: client $n does not wait"; return 1; }; done
+        stop third TERM || { echo "round $round: nbdkit ended with status $?"; tail -n 3 "$work/third.log"; return 1; }
+        for n in 1 2 3 4; do
+            wait_for 20 "client $n to end" gone "reader$n" || return 1
+            stop "reader$n" || true
+        done
+        kill -CONT "${pid_of[origin]}"
+    done
+}
+check "SIGTERM ends the server although its clients wait, and they are told" ends_while_clients_wait
 kill -CONT "${pid_of[origin]}"
 
 echo "# without the origin"

@@ -7,7 +7,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 names=("$@")
-[ ${#names[@]} -gt 0 ] || names=(matrix:fuse-uml matrix:fuse-qemu matrix:nbdkit-qemu matrix:vhost-uml matrix:uml-6.1 matrix:uml-6.12 matrix:qemu uml-patched uml-hundred qemu-block qemu-guest nbdkit fio sync wait page link-cut learnt publish first origins diskfull kill9 restore)
+[ ${#names[@]} -gt 0 ] || names=(matrix:fuse-uml matrix:fuse-qemu matrix:nbdkit-qemu matrix:vhost-uml matrix:uml-6.1 matrix:uml-6.12 matrix:qemu uml-patched uml-hundred qemu-block qemu-guest nbdkit fio sync times wait page link-cut learnt publish first origins diskfull kill9 restore run-uml desktop)
 # No test may hang the run: the longest takes about five minutes.
 limit_s=900
 

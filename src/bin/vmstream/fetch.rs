@@ -13,7 +13,7 @@ use vmstream::Image;
 use vmstream::error::{Error, Result, errno};
 
 use crate::report::{REPORT_EVERY, ReportArgs, Reporter};
-use crate::{Outcome, progress, signals};
+use crate::{Outcome, link, progress, signals};
 
 /// How often to look whether the image is complete.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -24,7 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// FILE is an ordinary raw image.
 #[derive(Args)]
 pub struct FetchArgs {
-    /// The raw image (http://, https://, file: or pattern:SIZE), or the link to a published one: URL.vmp#HASH
+    /// The raw image (http://, https://, file: or pattern:SIZE), or the link to a published one: URL.vmp#HASH, or vmstream://HOST/PATH.vmp#HASH
     pub url: String,
 
     /// Where to put the image
@@ -56,8 +56,9 @@ pub fn run(args: &FetchArgs) -> Result<Outcome> {
         }
     })?;
     let mut reporter = Reporter::new(&args.report)?;
+    let source = link::source(&args.url)?;
     let mut options = vec![
-        format!("source={}", args.url),
+        format!("source={source}"),
         format!("file={}", args.output.display()),
         "bulk=on".to_owned(),
         // What lies here already is not fetched.
@@ -65,7 +66,7 @@ pub fn run(args: &FetchArgs) -> Result<Outcome> {
         "prefetch=none".to_owned(),
     ];
     options.extend(args.options.iter().cloned());
-    let olds = reuse::open(&args.reuse, &args.url, &args.output)?;
+    let olds = reuse::open(&args.reuse, &source, &args.output)?;
     let image = Image::open(&options)?;
     opened.done();
     for old in &olds {

@@ -1,4 +1,6 @@
-//! `vmstream inspect`: what a model knows.
+//! `vmstream inspect`: what a model knows, and how a machine fared that was held back ([`run`](mod@run)).
+
+pub mod run;
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -15,8 +17,12 @@ use crate::{Outcome, files, picture, progress};
 /// Show what a model has learnt: its sequences, and how guests went from one to another
 #[derive(Args)]
 pub struct InspectArgs {
-    /// A file that vmstream train made
+    /// A file that vmstream train made; with --run, a record of a machine
     pub model: PathBuf,
+
+    /// Show how a machine fared that was held back: what was forecast of it from time to time, and how long its clients waited
+    #[arg(long, conflicts_with_all = ["json", "top"])]
+    pub run: bool,
 
     /// How many sequences and transitions to list
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -26,7 +32,7 @@ pub struct InspectArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Draw a heat map of the image and the main ways through the model into FILE, as SVG
+    /// Draw a heat map of the image and the main ways through the model, or the record, into FILE, as SVG
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 }
@@ -78,6 +84,9 @@ struct Transition {
 
 /// Prints what the model holds to standard output.
 pub fn run(args: &InspectArgs) -> Result<Outcome> {
+    if args.run {
+        return fared(args);
+    }
     let model = Model::load(&args.model)?;
     if let Some(path) = &args.svg {
         let file = args.model.file_name().unwrap_or_default().to_string_lossy();
@@ -92,6 +101,17 @@ pub fn run(args: &InspectArgs) -> Result<Outcome> {
     };
     // A reader that went away (`| head -1`) is no failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(Outcome::Done)
+}
+
+/// Prints how a machine fared.
+fn fared(args: &InspectArgs) -> Result<Outcome> {
+    let run = run::Run::read(&args.model)?;
+    if let Some(path) = &args.svg {
+        let file = args.model.file_name().unwrap_or_default().to_string_lossy();
+        files::replace(path, picture::run::draw(&run, &file)?)?;
+    }
+    let _ = std::io::stdout().write_all(run.lines().as_bytes());
     Ok(Outcome::Done)
 }
 

@@ -18,6 +18,7 @@ mod bucket;
 mod fetch;
 mod files;
 mod inspect;
+mod link;
 mod local;
 mod logger;
 mod mount;

@@ -1,14 +1,17 @@
 //! `vmstream mount`: an image on a web server as an ordinary file, `DIR/disk`.
 
+mod attributes;
 mod disk;
+mod faults;
 mod parked;
 pub mod wait;
 mod windows;
+mod written;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
@@ -18,9 +21,10 @@ use fuser::{Filesystem, MountOption, Session, SessionACL, SessionUnmounter};
 use vmstream::Image;
 use vmstream::error::{Error, Result, errno};
 
+use crate::point::MEMORY;
 use crate::point::regions::{self, Regions};
 use crate::report::{REPORT_EVERY, ReportArgs, Reporter};
-use crate::{Outcome, signals};
+use crate::{Outcome, link, signals};
 use disk::Disk;
 pub use disk::NAME;
 pub use parked::Parking;
@@ -33,10 +37,10 @@ const SESSION_THREADS: usize = 4;
 /// Mount a disk image that lies on a web server as the file DIR/disk
 ///
 /// Blocks are fetched when they are first read; what the guest writes stays in the cache. Runs in the
-/// foreground until the file system is unmounted or SIGINT or SIGTERM comes; a second signal ends it at once.
+/// foreground until the file system is unmounted or SIGINT, SIGTERM or SIGHUP comes; a second signal ends it at once.
 #[derive(Args)]
 pub struct MountArgs {
-    /// The raw image (http://, https://, file: or pattern:SIZE), or the link to a published one: URL.vmp#HASH
+    /// The raw image (http://, https://, file: or pattern:SIZE), or the link to a published one: URL.vmp#HASH, or vmstream://HOST/PATH.vmp#HASH
     pub url: String,
 
     /// Existing directory to mount on
@@ -50,7 +54,7 @@ pub struct MountArgs {
     #[arg(long)]
     pub read_only: bool,
 
-    /// Show the parts of a restore point, disk.raw, memory.raw, state.bin and machine, which nobody can write to
+    /// Show the parts of an image as files, which nobody can write to: disk.raw and machine, and of a restore point memory.raw and state.bin as well
     #[arg(long)]
     pub regions: bool,
 
@@ -72,6 +76,8 @@ pub struct MountArgs {
 
 enum News {
     Signal(signals::Event),
+    /// The image's parts are known, or nobody can tell them.
+    Regions(Result<Regions>),
     /// The session ended: somebody unmounted, or the kernel's side broke.
     Ended(io::Result<()>),
 }
@@ -82,9 +88,41 @@ fn pause(inbox: &Receiver<News>, time: Duration, reporter: &mut Reporter, image:
         Ok(News::Signal(signals::Event::Stop(signal))) => return Some(signal),
         Ok(News::Signal(signals::Event::Report)) => reporter.report(image),
         // There is no session yet that could end, and the other end of the channel is ours.
-        Ok(News::Ended(_)) | Err(_) => {}
+        Ok(News::Ended(_) | News::Regions(_)) | Err(_) => {}
     }
     None
+}
+
+/// What becomes of asking for an image's parts.
+enum Parts {
+    Known(Regions),
+    /// This signal came first.
+    Stopped(i32),
+}
+
+/// Asks for the parts of the image, on another thread: the origin, which may be away, is waited for as long as it takes.
+fn parts(image: &Arc<Image>, news: Sender<News>, inbox: &Receiver<News>, reporter: &mut Reporter) -> Result<Parts> {
+    let asked = image.clone();
+    let ask = move || {
+        let found = regions::of_image(&asked);
+        // Whoever hears of it may close the image, and the process may end with that.
+        drop(asked);
+        drop(news.send(News::Regions(found)));
+    };
+    thread::Builder::new().name("regions".into()).spawn(ask).map_err(|e| Error::io("cannot start a thread", e))?;
+    let mut stopped = None;
+    loop {
+        match inbox.recv_timeout(REPORT_EVERY) {
+            Ok(News::Signal(signals::Event::Stop(signal))) => {
+                stopped = Some(signal);
+                image.cancel();
+            }
+            Ok(News::Regions(found)) => {
+                return stopped.map_or_else(|| found.map(Parts::Known), |by| Ok(Parts::Stopped(by)));
+            }
+            _ => reporter.report(image),
+        }
+    }
 }
 
 /// Mounts and serves until it is unmounted or told to stop.
@@ -101,8 +139,10 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
 
     let mut reporter = Reporter::new(&args.report)?;
     let parking = Arc::new(Parking::default());
-    let image = open(&args.image_options(), &parking)?;
+    let image = open(&args.image_options()?, &parking)?;
     opened.done();
+    // What this command reads itself is no session if there never is a mount.
+    image.hold_session();
     reporter.report(&image);
 
     if let Some(wait) = &args.wait
@@ -114,13 +154,22 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
         return Ok(Outcome::Interrupted(signal));
     }
 
+    let regions = match args.regions.then(|| parts(&image, news.clone(), &inbox, &mut reporter)).transpose()? {
+        None => None,
+        Some(Parts::Known(regions)) => Some(regions),
+        Some(Parts::Stopped(signal)) => {
+            reporter.report(&image);
+            close(image)?;
+            return Ok(Outcome::Interrupted(signal));
+        }
+    };
     let ended = move |ended| drop(news.send(News::Ended(ended)));
-    let mut unmounter = if args.regions {
-        let regions = regions::of_image(&image)?;
+    let mut unmounter = if let Some(regions) = regions {
         show_regions(&image, parking, &args.dir, args.access(), &regions, ended)?
     } else {
         show(&image, parking, &args.dir, args.access(), ended)?
     };
+    image.keep_session();
     let shown = if args.regions { args.dir.clone() } else { args.dir.join(NAME) };
     log::info!("{} is ready", shown.display());
 
@@ -137,7 +186,9 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
                     detach(&args.dir);
                 }
             }
-            Ok(News::Signal(signals::Event::Report)) | Err(RecvTimeoutError::Timeout) => reporter.report(&image),
+            Ok(News::Signal(signals::Event::Report) | News::Regions(_)) | Err(RecvTimeoutError::Timeout) => {
+                reporter.report(&image);
+            }
             Err(RecvTimeoutError::Disconnected) => break Ok(()),
         }
     };
@@ -149,12 +200,12 @@ pub fn run(args: &MountArgs) -> Result<Outcome> {
 }
 
 impl MountArgs {
-    fn image_options(&self) -> Vec<String> {
-        let mut options = vec![format!("source={}", self.url)];
+    fn image_options(&self) -> Result<Vec<String>> {
+        let mut options = vec![format!("source={}", link::source(&self.url)?)];
         options.extend(self.cache.as_ref().map(|dir| format!("cache={}", dir.display())));
         options.extend((self.read_only || self.regions).then(|| "read_only=on".to_owned()));
         options.extend(self.options.iter().cloned());
-        options
+        Ok(options)
     }
 
     fn access(&self) -> Access {
@@ -193,6 +244,10 @@ pub fn show_regions(
     regions: &Regions,
     ended: impl FnOnce(io::Result<()>) + Send + 'static,
 ) -> Result<SessionUnmounter> {
+    if let Some(memory) = regions.of(MEMORY) {
+        // It is a small part of the image and waited for page by page, while a disk is read in longer pieces.
+        image.fill_from(memory.start)?;
+    }
     serve(Windows::new(image.clone(), parking, regions), image, dir, access, ended)
 }
 
@@ -206,7 +261,14 @@ fn serve(
     let mut session = Session::new(files, dir, &session_config(access, image))
         .map_err(|e| Error::io(format_args!("cannot mount on {} (is fuse3 installed?)", dir.display()), e))?;
     let unmounter = session.unmount_callable();
-    let serve = move || ended(session.run());
+    // A mount whose process is gone answers everybody with an error until somebody takes it away.
+    let place = dir.to_owned();
+    let last = signals::Last::new(move || detach(&place));
+    let serve = move || {
+        let result = session.run();
+        drop(last);
+        ended(result);
+    };
     thread::Builder::new().name("fuse".into()).spawn(serve).map_err(|e| Error::io("cannot start a thread", e))?;
     Ok(unmounter)
 }
@@ -263,7 +325,7 @@ fn session_config(access: Access, image: &Image) -> fuser::Config {
 pub fn detach(dir: &Path) {
     if rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH).is_err() {
         // An ordinary user unmounts through the helper.
-        let _ = Command::new("fusermount3").args(["-u", "-z"]).arg(dir).status();
+        let _ = Command::new("fusermount3").args(["-u", "-z", "-q"]).arg(dir).status();
     }
 }
 

@@ -5,9 +5,11 @@
 //! blocks of the disk against each other without knowing which is which. `docs/restore.md` tells the rest.
 
 pub mod argv;
+pub mod boot;
 pub mod machine;
 pub mod qmp;
 pub mod regions;
+pub mod start;
 
 /// What the disk is called: in the directory of a snapshot, and in the directory where an image is shown.
 pub const DISK: &str = "disk.raw";

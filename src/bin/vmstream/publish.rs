@@ -1,10 +1,12 @@
 //! `vmstream publish`: an image becomes something that can be streamed from any web server.
 //!
 //! What lies at the origin afterwards is told in `docs/format.md`, how it is used in `docs/publishing.md`. One noun a file:
-//! `image`, `parts` and `qcow2` read what is published, `hash` goes over it once, `site` is the directory it goes to, `versions`
-//! knows which files are old, `learn` puts a model and packs beside it, `collected` is what a server has learnt meanwhile,
+//! `image`, `parts`, `bootable` and `qcow2` read what is published, `hash` goes over it once, `site` is the directory it goes to,
+//! `versions` knows which files are old, `learn` puts a model and packs beside it, `prepared` is what belongs to a model that is
+//! about to be published, `collected` is what a server has learnt meanwhile,
 //! `moved` finds blocks of an older version again.
 
+mod bootable;
 pub mod collected;
 mod compress;
 mod gauge;
@@ -14,6 +16,7 @@ pub mod learn;
 mod moved;
 pub mod pack;
 mod parts;
+pub mod prepared;
 mod qcow2;
 pub mod site;
 pub mod stop;
@@ -33,6 +36,7 @@ use vmstream::source::published::{NamedFile, Pointer};
 use vmstream::tree::Tree;
 
 use crate::bucket::{self, Bucket};
+use crate::point::boot::Boot;
 use crate::{Outcome, progress};
 use gauge::Gauge;
 use hash::Hashed;
@@ -58,6 +62,10 @@ pub struct PublishArgs {
     /// IMAGE is a restore point: a directory that 'vmstream snapshot' has filled
     #[arg(long, conflicts_with = "link")]
     pub restore_point: bool,
+
+    /// Say in the image what 'vmstream run' boots it in, and with how much memory
+    #[arg(long, value_name = "uml[,root=ubda1][,memory=512M]", value_parser = Boot::option, conflicts_with_all = ["link", "restore_point"])]
+    pub boot: Option<Boot>,
 
     /// The directory to publish to
     #[arg(short, long, value_name = "SITE")]
@@ -111,6 +119,10 @@ fn publish(args: &PublishArgs, stop: &Stop) -> Result<Outcome> {
     let bucket = args.to.as_ref().map(|to| Bucket::open(to, stop)).transpose()?;
     // Before anything is made: a slip in the image's name leaves no directory behind.
     let input = if args.restore_point { Input::open_point(&args.image)? } else { Input::open(&args.image, stop)? };
+    let input = match &args.boot {
+        Some(boot) => input.bootable(boot),
+        None => input,
+    };
     let geometry = Geometry::new(input.size(), BLOCK_BYTES_DEFAULT)?;
     let site = Site::make(&args.output)?;
     let desk = site.desk(name)?;

@@ -1,10 +1,11 @@
 //! `vmstream replay`: how long recorded guests would have waited, worked out in virtual time, or tried in real time.
 //!
 //! This file goes through the sessions and replays each; beside it lie the arguments (`args`), the models that the guests are
-//! followed by (`model`), real time (`live`, `origin`), and what is said in the end (`report`, `calibration`).
+//! followed by (`model`), real time (`live`, `origin`), guests that are held back (`hold`), and what is said in the end (`report`, `calibration`).
 
 mod args;
 mod calibration;
+pub mod hold;
 mod live;
 mod model;
 mod origin;
@@ -29,9 +30,10 @@ use vmstream::session::Session;
 use crate::picture::session::Scene;
 use crate::picture::watch::Watch;
 use crate::progress::Meter;
-use crate::{Outcome, files, picture, traces};
+use crate::{Outcome, files, link, picture, traces};
 pub use args::ReplayArgs;
 use calibration::Calibration;
+use hold::{Hold, Holds};
 use live::Live;
 use model::Models;
 use report::Report;
@@ -53,6 +55,9 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
             errno::EINVAL,
             format!("two sessions are called {twice}, and so would their pictures be: rename one"),
         ));
+    }
+    if let Some(hold) = args.hold {
+        return held(args, hold, &sessions, &models);
     }
     let live = if args.live || args.on.is_some() { Some(Live::start()?) } else { None };
     let mut meter = Meter::new(false);
@@ -126,6 +131,37 @@ pub fn run(args: &ReplayArgs) -> Result<Outcome> {
     Ok(interrupted.map_or(Outcome::Done, Outcome::Interrupted))
 }
 
+/// Tries `hold` on each session, and prints what came of all of them.
+fn held(args: &ReplayArgs, hold: Hold, sessions: &[Session], models: &Models) -> Result<Outcome> {
+    let mut meter = Meter::new(false);
+    let mut holds = Holds::new(hold);
+    for (number, (path, session)) in args.trace.iter().zip(sessions).enumerate() {
+        let model = models.of(number)?;
+        let replay = Replay::new(args, path, session);
+        let trials = replay::hold::trials(&replay.steps, hold.plan, &|steps| replay.setup(model.as_ref(), steps));
+        holds.add(&replay.name, &trials);
+        meter.show(&format!("{} of {} sessions tried", number + 1, sessions.len()));
+    }
+    drop(meter);
+    if let Some(path) = &args.hold_json {
+        files::replace(path, holds.json()?)?;
+    }
+    if let Some(path) = &args.hold_svg {
+        let scene = picture::hold::Scene {
+            policy: args.policy.0.name(),
+            link: link(args),
+            horizon: hold.plan.horizon,
+            risk: hold.risk,
+            let_go_s: holds.let_go_s(),
+            factors: (holds.risk_factor(), holds.stall_factor()),
+            rows: &holds.rows(),
+        };
+        files::replace(path, picture::hold::draw(&scene)?)?;
+    }
+    let _ = std::io::stdout().write_all(holds.table().as_bytes());
+    Ok(Outcome::Done)
+}
+
 /// One session to be replayed.
 struct Replay<'a> {
     args: &'a ReplayArgs,
@@ -160,13 +196,18 @@ impl<'a> Replay<'a> {
         oracle::bound(&self.steps, self.session.geometry, link)
     }
 
+    /// The world in which a guest does `steps`.
+    fn setup<'s>(&self, model: Option<&Arc<Model>>, steps: &'s [Step]) -> Setup<'s> {
+        let (config, foresight) = self.means(model);
+        let packs = self.args.packs.zip(model).map(|(ratio, model)| Arc::new(Index::assumed(model, ratio)));
+        Setup { steps, geometry: self.session.geometry, link: self.link, config, foresight, packs }
+    }
+
     /// In virtual time; draws it, and asks what is to come, if that is wanted. `bound` is what could come of it at best.
     fn virtually(&self, model: Option<&Arc<Model>>, bound: &Bound) -> Result<(Figures, Vec<Answer>)> {
         let Self { args, name, session, steps, link } = self;
         let (geometry, link) = (session.geometry, *link);
-        let (config, foresight) = self.means(model);
-        let packs = args.packs.zip(model).map(|(ratio, model)| Arc::new(Index::assumed(model, ratio)));
-        let setup = Setup { steps, geometry, link, config, foresight, packs };
+        let setup = self.setup(model, steps);
         let questions = args.asks().then(calibration::questions);
         let questions = questions.as_ref();
         let Some(svg) = &args.svg else { return Ok(replay::watch(setup, Observer { questions, witness: None })) };
@@ -205,7 +246,7 @@ impl Replay<'_> {
     /// In real time on the image at `url`.
     fn lively_on(&self, live: &Live, url: &str, bound: &Bound, meter: &mut Meter) -> Result<Figures> {
         let mut options = vec![
-            format!("source={url}"),
+            format!("source={}", link::source(url)?),
             format!("block_size={}", self.session.geometry.block_bytes()),
             "fill=off".to_owned(),
             "sessions=off".to_owned(),

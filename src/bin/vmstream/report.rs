@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use vmstream::Image;
 use vmstream::error::{Error, Result};
-use vmstream::stats::Stats;
+use vmstream::stats::{Forecast, Stats};
 
 use crate::files;
 use crate::progress::{Meter, Snapshot};
@@ -52,7 +52,7 @@ struct Status {
 pub const REPORT_EVERY: Duration = Duration::from_millis(500);
 
 /// How far the status file looks ahead: far enough to act on, near enough to be known.
-const FORECAST: Duration = Duration::from_secs(30);
+pub const FORECAST: Duration = Duration::from_secs(30);
 
 /// Where a command reports to.
 #[derive(Args)]
@@ -116,19 +116,19 @@ impl Reporter {
             image_bytes: stats.size,
             stall: self.waiting_since.map(|since| now.duration_since(since)),
         });
-        self.write(image, &stats);
+        self.write(image, &stats, &image.forecast(FORECAST));
     }
 
-    /// Renews the status file alone, where another line stands in the place of progress.
-    pub fn renew(&mut self, image: &Image) {
-        self.write(image, &image.stats());
+    /// Renews the status file alone, with this forecast for [`FORECAST`], where another line stands in the place of progress.
+    pub fn renew(&mut self, image: &Image, forecast: &Forecast) {
+        self.write(image, &image.stats(), forecast);
     }
 
     /// A status file that cannot be written any more (a full disk, a directory that went away) is said once and tried
     /// again: a guest must not lose its disk over it.
-    fn write(&mut self, image: &Image, stats: &Stats) {
+    fn write(&mut self, image: &Image, stats: &Stats, forecast: &Forecast) {
         let Some(file) = &self.file else { return };
-        match text(image, stats).and_then(|text| files::replace(file, &text)) {
+        match text(image, stats, forecast).and_then(|text| files::replace(file, &text)) {
             Ok(()) => self.refused = false,
             Err(error) if !self.refused => {
                 self.refused = true;
@@ -139,8 +139,7 @@ impl Reporter {
     }
 }
 
-fn text(image: &Image, stats: &Stats) -> Result<String> {
-    let forecast = image.forecast(FORECAST);
+fn text(image: &Image, stats: &Stats, forecast: &Forecast) -> Result<String> {
     let model = image.model();
     let status = Status {
         source: image.source_name(),

@@ -27,6 +27,10 @@ use memory::Memory;
 /// How long a balloon may go without growing until it counts as full: a guest gives pages back in steps, and has to write
 /// some to its disk first.
 const BALLOON_STILL: Duration = Duration::from_secs(2);
+/// The same where the guest reports what is free: a Linux does so every two seconds.
+const REPORTS_STILL: Duration = Duration::from_secs(5);
+/// Between two looks at how much memory is in use.
+const LOOK: Duration = Duration::from_millis(250);
 /// The state of the devices is small; this is for a host that hardly gets to it.
 const STATE_MAX: Duration = Duration::from_secs(120);
 
@@ -76,6 +80,9 @@ pub fn run(args: &SnapshotArgs) -> Result<Outcome> {
     }
     if let Some(mib) = args.balloon {
         squeeze(&mut qmp, mib << 20)?;
+    }
+    if machine.reports_free_pages() {
+        await_reports(&memory)?;
     }
     qmp.ask("stop", json!({}))?;
     let taken = take(&mut qmp, &process, &draft, &memory, &disk, &machine);
@@ -158,6 +165,21 @@ fn squeeze(qmp: &mut Qmp, target: u64) -> Result<()> {
         Ok((actual <= target || since.elapsed() > BALLOON_STILL).then_some(()))
     })?;
     log::info!("the guest has {} left", progress::size(least));
+    Ok(())
+}
+
+/// Waits until the guest has reported all that is free, which QEMU then takes out of the memory's file.
+fn await_reports(memory: &Memory) -> Result<()> {
+    let (mut least, mut since) = (u64::MAX, std::time::Instant::now());
+    // Ends by itself, as the balloon does.
+    while since.elapsed() < REPORTS_STILL {
+        let used = memory.used_bytes()?;
+        if used < least {
+            (least, since) = (used, std::time::Instant::now());
+        }
+        std::thread::sleep(LOOK);
+    }
+    log::info!("the guest has reported what is free; {} of its memory are in use", progress::size(least));
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use crate::local::LocalImage;
 use crate::progress::Meter;
 use crate::published::Hashes;
 use crate::report::REPORT_EVERY;
-use crate::{Outcome, progress};
+use crate::{Outcome, link, progress};
 
 /// Bytes that are read and checked at a time.
 const PIECE_BYTES: u64 = 4 << 20;
@@ -81,7 +81,7 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
     let local = Local::find(&args.cache)?;
     let hashes = match (&args.link, &local.origin) {
         (Some(link), _) => {
-            let options = [format!("source={link}")].into_iter().chain(args.options.iter().cloned());
+            let options = [format!("source={}", link::source(link)?)].into_iter().chain(args.options.iter().cloned());
             Hashes::of(source::open(&Config::parse(options)?, None)?)?
         }
         (None, Some(origin)) => origin.hashes(&args.options).map_err(|error| {

@@ -5,16 +5,19 @@
 //! to be trusted. What all its places have in common - the tree, what was learnt of the packs - is a [`Published`].
 
 mod address;
+mod arrivals;
 mod checked;
 mod chosen;
 mod collect;
 mod framed;
 mod kept;
 mod lies;
+mod line;
 mod opener;
 mod pages;
 mod place;
 mod pointer;
+mod room;
 mod source;
 
 pub(super) use address::shown;
@@ -30,13 +33,14 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use super::{FetchError, Stop};
 use crate::block::BlockRange;
 use crate::error::{Error, errno};
-use crate::tree::{Lie, PageId, Root, Tree};
+use crate::tree::{Head, Lie, PageId, Root, Tree};
 use chosen::Chosen;
 pub use framed::FRAME_BYTES_MAX;
 pub use kept::KEPT_ENDING;
 use kept::Kept;
 pub(super) use opener::{Link, Opener};
 use place::Place;
+use room::Room;
 
 /// How much of the tree file the first request brings, in bytes: the head, and the hole map of all but scattered images,
 /// whose rest comes in a second one. With the pointer and the beginning of the packs it leaves room for the first
@@ -46,6 +50,13 @@ pub const FIRST_BYTES: u64 = 16 << 10;
 /// How much of the packs file the first request brings, in bytes: its header and the start of all packs, which has 12 KiB
 /// at most.
 pub const PACKS_FIRST_BYTES: u64 = 13 << 10;
+
+/// Most bytes of frames that are asked for at a time, as they lie in the packs: what sixteen lanes ask for at once on the
+/// fastest links.
+const ARRIVING_BYTES_MAX: u64 = 64 << 20;
+
+/// Most bytes that opening frames takes at a time: two of the largest, or hundreds of usual ones.
+const OPENING_BYTES_MAX: u64 = 64 << 20;
 
 /// Takes what comes out of frames.
 pub trait FrameSink {
@@ -72,7 +83,7 @@ pub trait Frames: Send + Sync {
     /// Opens a frame: adds the pages of its proof to `tree`, checks every block, and then hands all of them out.
     ///
     /// # Errors
-    /// What is wrong with the frame; nothing was handed out then. [`Lie::is_missing`] when pages of an earlier frame are
+    /// What is wrong with the frame, without its number; nothing was handed out then. [`Lie::is_missing`] when pages of an earlier frame are
     /// needed first.
     fn unpack(&self, frame: u32, bytes: &[u8], tree: &Tree, out: &mut dyn FnMut(BlockRange, &[u8])) -> Result<(), Lie>;
 }
@@ -124,6 +135,29 @@ pub struct Published {
     pointer: RwLock<Option<Proved>>,
     kept: OnceLock<Kept>,
     places: RwLock<Vec<Arc<dyn Contact>>>,
+    rooms: Rooms,
+}
+
+/// Room for frames, of all places and lanes together.
+struct Rooms {
+    /// For those that were asked for, as they come.
+    arriving: Room,
+    /// For those that are being opened: their blocks, and as much again for the decompressor.
+    opening: Room,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self { arriving: Room::new(ARRIVING_BYTES_MAX), opening: Room::new(OPENING_BYTES_MAX) }
+    }
+}
+
+impl Rooms {
+    /// Has all who wait for room ask whether they are to stop.
+    fn tell(&self) {
+        self.arriving.tell();
+        self.opening.tell();
+    }
 }
 
 impl Published {
@@ -175,7 +209,17 @@ impl Published {
 
     /// Keeps the tree, unless one is known: that one is answered, as both have the same root.
     pub fn learn_tree(&self, tree: Tree) -> &Arc<Tree> {
-        self.tree.get_or_init(|| Arc::new(tree))
+        let tree = self.tree.get_or_init(|| Arc::new(tree));
+        if let Some(kept) = self.kept.get() {
+            kept.write_head(tree.head());
+        }
+        tree
+    }
+
+    /// The head of the tree: also before the first contact, if the cache has kept it.
+    pub fn head(&self) -> Option<Head> {
+        let kept = || self.kept.get()?.read_head(self.root()?);
+        self.tree().map(|tree| tree.head().clone()).or_else(kept)
     }
 
     /// Uses these packs from now on, unless others are used or these were refused.
@@ -253,9 +297,13 @@ impl Published {
         }
     }
 
-    /// From now on keeps the pointer in the file at `path`, and finds this version by it when the origin has another.
+    /// From now on keeps the pointer in the file at `path`, and finds this version by it when the origin has another. The
+    /// head of the tree is kept beside it.
     pub fn keep_pointer(&self, path: PathBuf) {
         let kept = self.kept.get_or_init(|| Kept { path, read_only: false });
+        if let Some(tree) = self.tree() {
+            kept.write_head(tree.head());
+        }
         if let Some(proved) = &mut *self.pointer.write().unwrap_or_else(PoisonError::into_inner) {
             proved.before = self.kept();
             kept.write(&proved.pointer);
@@ -268,10 +316,11 @@ impl Published {
         let _ = self.kept.set(Kept { path, read_only: true });
     }
 
-    /// Removes the file of [`Published::keep_pointer`].
+    /// Removes the files of [`Published::keep_pointer`].
     pub fn forget_pointer(&self) {
         if let Some(kept) = self.kept.get() {
             kept.remove();
+            kept.remove_head();
         }
     }
 

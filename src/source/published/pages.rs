@@ -3,17 +3,21 @@
 //! A worker that is about to fetch blocks says which ([`Pages::want`]) and goes on; up to two threads of ours fetch
 //! what is missing meanwhile, over lanes of their own. So a cold read costs one round trip, not two. When the data is
 //! there and its pages are not ([`Pages::settle`]), the worker does not just wait: a job that nobody has begun it takes
-//! over itself, so that two threads are never what sixteen workers wait for.
+//! over itself if both threads are busy, so that two are never what sixteen workers wait for.
 //!
-//! Pages that lie near each other in the file come in one request, and a page that is on its way is not asked for
-//! again, whoever wants it. One that arrives before the page above it waits for that.
+//! Pages that lie near each other in the file come in one request (`line`), and a page that is on its way is not asked
+//! for again, whoever wants it. One that arrives before the page above it waits for that. Others come with frames of the
+//! packs; who waits for one of those hears of it as soon as the frame is open ([`Pages::tell`]).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::collect::Collector;
 use super::lies::Lies;
+use super::line::{Job, Line};
 use crate::block::BlockRange;
 use crate::config::CONNECTIONS_MAX;
 use crate::error::{Error, errno};
@@ -25,16 +29,11 @@ use crate::tree::{PageId, Tree};
 const AIDES: usize = 2;
 /// Stack of such a thread, in bytes: TLS handshakes need the most.
 const STACK_BYTES: usize = 512 << 10;
-/// Pages this near to each other come in one request, in bytes: what three pages have, which is less than what the head
-/// of a request and its answer cost in time on any link.
-const GAP_MAX: u64 = 8 << 10;
-/// And this near when one of them would have to wait for the other, in bytes: at 25 Mbit/s 10 ms more, where a round trip
-/// is less only in the same house.
-const LINE_GAP_MAX: u64 = 32 << 10;
-/// Longest request, in bytes: the pages of 50 MiB.
-const JOB_BYTES_MAX: u64 = 256 << 10;
 /// How often pages that arrived and were dropped again, to make room, are asked for before that counts as a failure.
 const ATTEMPTS_MAX: u32 = 3;
+/// How long a page that comes by another way is waited for before it is asked for: most are here within that, a request
+/// would be a round trip, and what brings it may stand behind megabytes on a slow connection.
+const COMING_MAX: Duration = Duration::from_millis(50);
 
 /// The pages of one place.
 pub(super) struct Pages {
@@ -50,12 +49,15 @@ struct Shared {
     lies: Arc<Lies>,
     state: Mutex<State>,
     news: Condvar,
+    /// How often there was news of pages.
+    tidings: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
-    /// What nobody has begun yet.
-    jobs: VecDeque<Job>,
+    /// What nobody has begun yet, and how many threads of ours are about to.
+    line: Line,
+    idle: usize,
     /// All pages of jobs that are not finished.
     flying: HashSet<PageId>,
     /// Pages that arrived before the page above them.
@@ -84,18 +86,6 @@ impl Failure {
     }
 }
 
-/// Pages that come in one request, in the order of the file.
-struct Job(Vec<PageId>);
-
-impl Job {
-    /// Where in the file its pages begin and end, in bytes.
-    fn extent(&self, tree: &Tree) -> (u64, u64) {
-        let extents = || self.0.iter().map(|page| tree.extent(*page));
-        let begin = extents().map(|(offset, _)| offset).min().unwrap_or(0);
-        (begin, extents().map(|(offset, length)| offset + length).max().unwrap_or(begin))
-    }
-}
-
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         // Each change is complete in itself, so a panic elsewhere leaves nothing half-done.
@@ -120,6 +110,12 @@ impl Shared {
         // it would wait for ever.
         flying.retain(|page| !job.0.contains(page) || early.iter().any(|(waits, _)| waits == page));
         early.retain(|(page, _)| flying.contains(&page.parent().0) || !flying.remove(page));
+        self.arrived();
+    }
+
+    /// Tells all who wait; under the lock, so that nobody is about to fall asleep.
+    fn arrived(&self) {
+        self.tidings.fetch_add(1, Ordering::Release);
         self.news.notify_all();
     }
 
@@ -166,38 +162,21 @@ impl Shared {
     /// Body of a thread of ours.
     fn aide(&self, lane: usize) {
         loop {
-            let waits = |state: &mut State| state.jobs.is_empty() && !state.closing;
+            let waits = |state: &mut State| state.line.is_empty() && !state.closing;
             let mut state = self.news.wait_while(self.state(), waits).unwrap_or_else(PoisonError::into_inner);
             if state.closing {
                 return;
             }
-            let Some(job) = state.take_job(&self.tree, 0) else { continue };
+            let Some(job) = state.line.take(&self.tree, 0) else { continue };
+            state.idle -= 1;
             drop(state);
             self.run(&job, lane);
+            self.state().idle += 1;
         }
     }
 }
 
 impl State {
-    /// Takes the job at this place of the line, with what lies near it: whoever stands in line would wait for a round
-    /// trip at least.
-    fn take_job(&mut self, tree: &Tree, at: usize) -> Option<Job> {
-        let mut job = self.jobs.remove(at)?;
-        let (mut begin, mut end) = job.extent(tree);
-        self.jobs.retain(|other| {
-            let (from, to) = other.extent(tree);
-            let near = from <= end + LINE_GAP_MAX && begin <= to + LINE_GAP_MAX;
-            let both = (begin.min(from), end.max(to));
-            if !near || both.1 - both.0 > JOB_BYTES_MAX {
-                return true;
-            }
-            (begin, end) = both;
-            job.0.extend(&other.0);
-            false
-        });
-        Some(job)
-    }
-
     fn failed(&mut self, failure: Failure) {
         self.failures += 1;
         self.failure = Some(failure);
@@ -216,8 +195,8 @@ impl State {
 impl Pages {
     /// The pages of `tree` that lie in `file`.
     pub fn new(file: Arc<dyn Source>, tree: Arc<Tree>, lies: Arc<Lies>) -> Self {
-        let (state, news) = (Mutex::default(), Condvar::new());
-        Self { shared: Arc::new(Shared { file, tree, lies, state, news }), aides: Mutex::default() }
+        let (state, news, tidings) = (Mutex::default(), Condvar::new(), AtomicU64::new(0));
+        Self { shared: Arc::new(Shared { file, tree, lies, state, news, tidings }), aides: Mutex::default() }
     }
 
     /// Sees to it that what is missing to check `range` is on its way. Does not wait. Answers how many jobs had failed
@@ -234,8 +213,7 @@ impl Pages {
             return state.failures;
         }
         state.flying.extend(&missing);
-        let jobs = jobs(&self.shared.tree, missing);
-        state.jobs.extend(jobs);
+        state.line.join(&self.shared.tree, missing);
         let failures = state.failures;
         drop(state);
         self.shared.news.notify_all();
@@ -249,10 +227,14 @@ impl Pages {
         while aides.len() < AIDES {
             let (shared, lane) = (self.shared.clone(), CONNECTIONS_MAX + aides.len());
             let builder = std::thread::Builder::new().name("vms-pages".to_owned()).stack_size(STACK_BYTES);
+            // Before it can begin anything.
+            self.shared.state().idle += 1;
             match with_signals_blocked(|| builder.spawn(move || shared.aide(lane))) {
                 Ok(aide) => aides.push(aide),
                 Err(error) => {
                     log::debug!("cannot start thread vms-pages: {error}");
+                    self.shared.state().idle -= 1;
+                    self.shared.news.notify_all();
                     return;
                 }
             }
@@ -260,33 +242,66 @@ impl Pages {
     }
 
     /// Waits until everything is here to check `range`, which `want` was asked for when so many jobs had failed. What
-    /// nobody has begun is fetched over `lane`, which the caller must not be in the middle of using. Blocks.
+    /// nobody is about to begin is fetched over `lane`, which the caller must not be in the middle of using. Blocks.
     pub fn settle(&self, range: BlockRange, failures: u64, lane: usize) -> Result<(), FetchError> {
+        self.settle_these(|| self.shared.tree.missing(range), |_| false, failures, lane)
+    }
+
+    /// The same for the pages that `missing` answers, until it answers none. Those that are `coming` by another way are
+    /// given some time for that, if whoever brings them says so ([`Pages::tell`]).
+    pub fn settle_these(
+        &self,
+        missing: impl Fn() -> Vec<PageId>,
+        coming: impl Fn(PageId) -> bool,
+        failures: u64,
+        lane: usize,
+    ) -> Result<(), FetchError> {
         let mut attempts = 0;
+        let patience = Instant::now() + COMING_MAX;
         loop {
             let mut state = self.shared.state();
             // Under the lock, or a page could arrive unseen between the two looks.
-            let missing = self.shared.tree.missing(range);
+            let missing = missing();
             if missing.is_empty() {
                 return Ok(());
             }
             if state.closing {
                 return Err(FetchError::Stopped);
             }
-            if let Some(at) = state.jobs.iter().position(|job| job.0.iter().any(|page| missing.contains(page))) {
-                let job = state.take_job(&self.shared.tree, at);
-                drop(state);
-                job.iter().for_each(|job| self.shared.run(job, lane));
-            } else if missing.iter().any(|page| state.flying.contains(page)) {
-                drop(self.shared.news.wait(state));
-            } else if state.failures > failures || attempts == ATTEMPTS_MAX {
-                return Err(state.why());
-            } else {
+            let left = patience.saturating_duration_since(Instant::now());
+            let comes = |page: &PageId| !left.is_zero() && coming(*page);
+            let orphans = || missing.iter().filter(|page| !state.flying.contains(*page) && !comes(page));
+            if state.failures == failures && attempts < ATTEMPTS_MAX && orphans().next().is_some() {
+                let orphans = orphans().copied().collect();
                 drop(state);
                 attempts += 1;
-                self.want(range);
+                self.want_these(|| orphans);
+            } else if state.line.len() > state.idle
+                && let Some(at) = state.line.place_of(&missing)
+            {
+                let job = state.line.take(&self.shared.tree, at);
+                drop(state);
+                job.iter().for_each(|job| self.shared.run(job, lane));
+            } else if missing.iter().any(comes) {
+                drop(self.shared.news.wait_timeout(state, left));
+            } else if missing.iter().any(|page| state.flying.contains(page)) {
+                drop(self.shared.news.wait(state));
+            } else {
+                return Err(state.why());
             }
         }
+    }
+
+    /// Pages came by another way, or what was to bring them will not.
+    pub fn tell(&self) {
+        let state = self.shared.state();
+        self.shared.arrived();
+        drop(state);
+    }
+
+    /// Another number whenever pages may have come since.
+    pub fn tidings(&self) -> u64 {
+        self.shared.tidings.load(Ordering::Acquire)
     }
 
     /// Lets everybody who waits return. Fetches that are under way are the source's to abort.
@@ -307,23 +322,6 @@ impl Drop for Pages {
     }
 }
 
-/// Pages as requests: what lies near each other together.
-fn jobs(tree: &Tree, mut pages: Vec<PageId>) -> Vec<Job> {
-    pages.sort_by_key(|page| tree.extent(*page).0);
-    let mut jobs: Vec<(u64, u64, Job)> = Vec::new();
-    for page in pages {
-        let (offset, length) = tree.extent(page);
-        match jobs.last_mut() {
-            Some((begin, end, job)) if offset - *end <= GAP_MAX && offset + length - *begin <= JOB_BYTES_MAX => {
-                *end = offset + length;
-                job.0.push(page);
-            }
-            _ => jobs.push((offset, offset + length, Job(vec![page]))),
-        }
-    }
-    jobs.into_iter().map(|(_, _, job)| job).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,8 +329,6 @@ mod tests {
     use crate::source::fault::{FaultControl, FaultSource, Injected};
     use crate::source::{Identity, Sink, Stop};
     use crate::tree::{HEAD_BYTES, Head, TreeBuilder, hash_block};
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::Duration;
 
     /// A file in memory.
     struct File(Vec<u8>, Identity, AtomicU64);
@@ -425,11 +421,11 @@ mod tests {
         for range in [near, next, far] {
             pages.want(range);
         }
-        assert_eq!(pages.shared.state().jobs.len(), 3);
+        assert_eq!(pages.shared.state().line.len(), 3);
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| pages.settle(near, failures, 0));
             assert!(control.wait_held(3, Duration::from_secs(60)));
-            assert_eq!(pages.shared.state().jobs.len(), 1, "the far one waits");
+            assert_eq!(pages.shared.state().line.len(), 1, "the far one waits");
             control.release();
             worker.join().unwrap().unwrap();
         });

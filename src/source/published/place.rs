@@ -386,6 +386,12 @@ impl Place {
         if let Some(files) = self.files.get() {
             files.pages.close();
         }
+        self.common.rooms.tell();
+    }
+
+    /// True once it was aborted.
+    pub fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Relaxed)
     }
 
     /// Requests that went to a server so far.

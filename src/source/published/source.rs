@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::arrivals::Arrivals;
 use super::checked::{Checked, Wanted};
-use super::framed::{Arrivals, Ended, FRAME_BYTES_MAX, Framed};
+use super::framed::{Ended, FRAME_BYTES_MAX, Framed, Opening};
 use super::place::{Files, Place, reworded};
 use super::{FrameSink, Frames, Published};
 use crate::block::BlockRange;
@@ -103,10 +104,14 @@ impl PublishedSource {
                 packs.name()
             )));
         }
+        let length = lengths.iter().map(|length| u64::from(*length)).sum();
+        let stopped = || self.place.is_aborted();
+        // Before anybody counts on these frames: whoever waits for room must not be waited for.
+        let Some(_room) = self.common.rooms.arriving.take(length, &stopped) else { return Err(FetchError::Stopped) };
         let arrival = self.arrivals.begin(frames.clone());
         let failures = files.pages.want_these(|| self.unproved(&*opener, frames.clone(), &files.tree));
-        let length = lengths.iter().map(|length| u64::from(*length)).sum();
-        let mut framed = Framed::new(&opener, files, sink, frames, lengths);
+        let opening = Opening { frames: &*opener, room: &self.common.rooms.opening, stopped: &stopped };
+        let mut framed = Framed::new(opening, files, sink, arrival, frames, lengths);
         let mut result = packs.fetch(lane, offset, length, &mut framed);
         // What is damaged is asked for once more, from that frame on.
         while let Some(why) = framed.lie()
@@ -116,7 +121,8 @@ impl PublishedSource {
             result = packs.fetch(lane, offset, length, &mut framed);
         }
         let outcome = framed.finish(result, failures, lane);
-        drop(arrival);
+        // Some of the frames may not have come after all.
+        files.pages.tell();
         // Packs that are gone or damaged leave an image that is read in ranges.
         let without_all = |why: String, lied: bool| {
             if !files.packs_gone.swap(true, Ordering::Relaxed) {

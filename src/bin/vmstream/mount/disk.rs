@@ -10,10 +10,9 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
@@ -22,7 +21,9 @@ use fuser::{
 };
 use vmstream::{Image, Op};
 
+use super::attributes::Attributes;
 use super::parked::{Parked, Parking};
+use super::written::{Stamp, Written};
 
 /// The name of the one file.
 pub const NAME: &str = "disk";
@@ -42,8 +43,8 @@ pub struct Disk {
     image: Arc<Image>,
     parking: Arc<Parking>,
     read_only: bool,
-    modified: SystemTime,
-    owner: (u32, u32),
+    attributes: Attributes,
+    written: Written,
     passing: Passing,
 }
 
@@ -53,49 +54,44 @@ struct Passing {
     possible: bool,
     direct: AtomicUsize,
     handles: AtomicU64,
-    backing: Mutex<HashMap<u64, Arc<BackingId>>>,
+    backing: Mutex<Backing>,
+}
+
+/// The files that are passed through to the local one.
+#[derive(Default)]
+struct Backing {
+    handles: HashMap<u64, Arc<BackingId>>,
+    /// How the local file was when somebody last looked; `None` before there is any of them.
+    seen: Option<Stamp>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn modified(fd: BorrowedFd<'_>) -> SystemTime {
-    let seconds = rustix::fs::fstat(fd).map_or(0, |stat| u64::try_from(stat.st_mtime).unwrap_or(0));
-    UNIX_EPOCH + Duration::from_secs(seconds)
-}
-
 impl Disk {
     /// The file system over an image whose completions go to `parking`.
     pub fn new(image: Arc<Image>, parking: Arc<Parking>, read_only: bool) -> Self {
-        let modified = modified(image.fd());
-        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { image, parking, read_only, modified, owner, passing: Passing::default() }
+        let attributes = Attributes::of(&image);
+        Self { image, parking, read_only, attributes, written: Written::default(), passing: Passing::default() }
     }
 
     fn attributes(&self, ino: INodeNo) -> FileAttr {
-        let directory = ino == INodeNo::ROOT;
-        let size = if directory { 0 } else { self.image.size() };
-        FileAttr {
-            ino,
-            size,
-            blocks: size.div_ceil(512),
-            atime: self.modified,
-            mtime: self.modified,
-            ctime: self.modified,
-            crtime: self.modified,
-            kind: if directory { FileType::Directory } else { FileType::RegularFile },
-            perm: match (directory, self.read_only) {
-                (true, _) => 0o755,
-                (false, true) => 0o444,
-                (false, false) => 0o644,
-            },
-            nlink: 1 + u32::from(directory),
-            uid: self.owner.0,
-            gid: self.owner.1,
-            rdev: 0,
-            blksize: self.image.block_size() as u32,
-            flags: 0,
+        if ino == INodeNo::ROOT {
+            return self.attributes.directory(0o755);
+        }
+        self.look_through(&mut lock(&self.passing.backing));
+        let (bytes, permissions) = (self.image.size(), if self.read_only { 0o444 } else { 0o644 });
+        match self.written.last() {
+            None => self.attributes.file(ino, bytes, permissions),
+            Some(at) => self.attributes.written(ino, bytes, permissions, at),
+        }
+    }
+
+    /// Takes note of what the kernel has written to the local file by itself.
+    fn look_through(&self, backing: &mut Backing) {
+        if let Some(seen) = &mut backing.seen {
+            *seen = self.written.look(self.image.fd(), *seen);
         }
     }
 
@@ -113,7 +109,7 @@ impl Disk {
             return None;
         }
         let mut backing = lock(&self.passing.backing);
-        let id = match backing.values().next() {
+        let id = match backing.handles.values().next() {
             Some(id) => id.clone(),
             None => {
                 let file = self.image.fd().try_clone_to_owned().map(File::from).ok()?;
@@ -122,7 +118,8 @@ impl Disk {
             }
         };
         let handle = self.passing.handles.fetch_add(1, Ordering::Relaxed) + 1;
-        backing.insert(handle, id.clone());
+        backing.handles.insert(handle, id.clone());
+        backing.seen.get_or_insert_with(|| Stamp::of(self.image.fd()));
         Some((handle, id))
     }
 }
@@ -204,11 +201,14 @@ impl Filesystem for Disk {
         if handle.0 == 0 {
             self.passing.direct.fetch_sub(1, Ordering::AcqRel);
         } else {
-            lock(&self.passing.backing).remove(&handle.0);
+            let mut backing = lock(&self.passing.backing);
+            backing.handles.remove(&handle.0);
+            self.look_through(&mut backing);
             // The kernel wrote to the local file itself, without our rules.
             if let Err(error) = self.image.tidy_local() {
                 log::error!("{error}");
             }
+            backing.seen = (!backing.handles.is_empty()).then(|| Stamp::of(self.image.fd()));
         }
         reply.ok();
     }
@@ -229,7 +229,7 @@ impl Filesystem for Disk {
             reply.data(&[]); // the end of the file
             return;
         }
-        self.submit(Op::Read, offset, length, Parked::Read { offset, length, reply });
+        self.submit(Op::Read, offset, length, Parked::Read { offset, length, fault: None, reply });
     }
 
     fn write(
@@ -251,6 +251,7 @@ impl Filesystem for Disk {
         }
         // O_SYNC has the bit of O_DSYNC; for a file whose only meaning is its bytes they are the same.
         let sync = flags.0 & rustix::fs::OFlags::DSYNC.bits() as i32 != 0;
+        self.written.now();
         self.submit(Op::Write, offset, length, Parked::Write { offset, data: data.to_vec(), sync, reply });
     }
 
@@ -278,6 +279,7 @@ impl Filesystem for Disk {
         }
         match mode & !FALLOC_KEEP_SIZE {
             FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE => {
+                self.written.now();
                 self.submit(Op::Discard, offset, length, Parked::Discard { offset, length, reply });
             }
             _ => reply.error(Errno::EOPNOTSUPP),

@@ -10,6 +10,8 @@ use fuser::{Errno, ReplyData, ReplyEmpty, ReplyWrite};
 use vmstream::error::Result;
 use vmstream::{Answer, Completion, Image, Op};
 
+use super::faults::Fault;
+
 thread_local! {
     /// Bytes on their way from the local file to the kernel; one buffer a thread, as large as its largest read.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -17,8 +19,8 @@ thread_local! {
 
 /// One operation of the kernel.
 pub enum Parked {
-    /// A read.
-    Read { offset: u64, length: u64, reply: ReplyData },
+    /// A read; `fault` when a page of a map is read by it.
+    Read { offset: u64, length: u64, fault: Option<Fault>, reply: ReplyData },
     /// A write; `sync` for a file that was opened with O_SYNC or O_DSYNC.
     Write { offset: u64, data: Vec<u8>, sync: bool, reply: ReplyWrite },
     /// A write that is done and answered when it is durable.
@@ -37,14 +39,17 @@ impl Parked {
     /// Does it on the local file and answers the kernel. `result` is what the gate said: 0, or a negative errno. What
     /// it hands back must be flushed before it is answered.
     #[must_use]
-    fn finish(self, image: &Image, result: i32) -> Option<Self> {
+    fn finish(mut self, image: &Image, result: i32) -> Option<Self> {
+        if let Parked::Read { fault, .. } = &mut self {
+            drop(fault.take());
+        }
         match self {
             Parked::Read { reply, .. } if result < 0 => reply.error(errno(result)),
             Parked::Write { reply, .. } | Parked::Written { reply, .. } if result < 0 => reply.error(errno(result)),
             Parked::Discard { reply, .. } | Parked::Flush { reply } if result < 0 => reply.error(errno(result)),
             Parked::Flush { reply } => reply.ok(),
             Parked::Written { length, reply } => reply.written(length),
-            Parked::Read { offset, length, reply } => BUFFER.with_borrow_mut(|buffer| {
+            Parked::Read { offset, length, reply, .. } => BUFFER.with_borrow_mut(|buffer| {
                 let length = length as usize;
                 if buffer.len() < length {
                     buffer.resize(length, 0);

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use vmstream::Image;
 use vmstream::config::parse_duration;
-use vmstream::stats::Forecast;
+use vmstream::stats::{CALM_RISK, Forecast};
 
-use crate::report::{REPORT_EVERY, Reporter};
+use crate::report::{FORECAST, REPORT_EVERY, Reporter};
 
 /// Time between two forecasts: short beside what is waited for, long beside the milliseconds that one takes.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -79,7 +79,7 @@ impl Wait {
         loop {
             // Before the forecast, which then knows the model that was found last.
             let settled = image.model().settled;
-            let forecast = image.forecast_below(self.horizon, self.risk);
+            let forecast = image.forecast_held(self.horizon, self.risk);
             if forecast.stall_risk <= self.risk && (forecast.foreseen || forecast.missing_bytes == 0) {
                 log::info!(
                     "the guest may begin after {:.1} s: {}",
@@ -103,7 +103,7 @@ impl Wait {
             reporter.announce(&self.line(&forecast));
             if renewed.elapsed() >= REPORT_EVERY {
                 renewed = Instant::now();
-                reporter.renew(image);
+                reporter.renew(image, &image.forecast_held(FORECAST, CALM_RISK));
             }
             if let Some(signal) = pause(LOOK_EVERY.min(self.max.saturating_sub(began.elapsed())), reporter) {
                 return End::Stopped(signal);

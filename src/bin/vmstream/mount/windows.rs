@@ -9,12 +9,13 @@
 //! this file system counts then. On a slow link that would be the whole memory for the first second of a guest. But
 //! readahead may fail: the kernel then asks for the one page that is needed. So a request from the page cache for more
 //! than a page is answered with an error, at once, and those for one page are just what the guest touches - which is also
-//! what ought to be recorded and learnt. What comes by `read(2)` instead says whose it is, and is answered in full.
+//! what ought to be recorded and learnt - but for those that [`super::faults`] tells from it. What comes by `read(2)` instead
+//! says whose it is, and is answered in full.
 
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
@@ -22,6 +23,8 @@ use fuser::{
 };
 use vmstream::{Image, Op};
 
+use super::attributes::Attributes;
+use super::faults::Faults;
 use super::parked::{Parked, Parking};
 use crate::point::MEMORY;
 use crate::point::regions::Regions;
@@ -36,8 +39,9 @@ pub struct Windows {
     image: Arc<Image>,
     parking: Arc<Parking>,
     files: Vec<(&'static str, Range<u64>)>,
-    modified: SystemTime,
-    owner: (u32, u32),
+    /// Of the whole image: no page is of two files.
+    faults: Arc<Faults>,
+    attributes: Attributes,
     page_bytes: u64,
 }
 
@@ -45,11 +49,11 @@ impl Windows {
     /// The file system over an image whose completions go to `parking`.
     pub fn new(image: Arc<Image>, parking: Arc<Parking>, regions: &Regions) -> Self {
         Self {
+            attributes: Attributes::of(&image),
             image,
             parking,
             files: regions.iter().map(|(name, range)| (name, range.clone())).collect(),
-            modified: SystemTime::now(),
-            owner: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            faults: Arc::default(),
             page_bytes: rustix::param::page_size() as u64,
         }
     }
@@ -59,32 +63,12 @@ impl Windows {
     }
 
     fn attributes(&self, ino: INodeNo) -> Option<FileAttr> {
-        let file = self.file(ino);
-        if file.is_none() && ino != INodeNo::ROOT {
-            return None;
+        if ino == INodeNo::ROOT {
+            return Some(self.attributes.directory(0o555));
         }
-        let size = file.map_or(0, |(_, range)| range.end - range.start);
-        Some(FileAttr {
-            ino,
-            size,
-            blocks: size.div_ceil(512),
-            atime: self.modified,
-            mtime: self.modified,
-            ctime: self.modified,
-            crtime: self.modified,
-            kind: if file.is_some() { FileType::RegularFile } else { FileType::Directory },
-            perm: match file {
-                None => 0o555,
-                Some((MEMORY, _)) => 0o600,
-                Some(_) => 0o444,
-            },
-            nlink: 1 + u32::from(file.is_none()),
-            uid: self.owner.0,
-            gid: self.owner.1,
-            rdev: 0,
-            blksize: self.image.block_size() as u32,
-            flags: 0,
-        })
+        let (name, range) = self.file(ino)?;
+        let permissions = if *name == MEMORY { 0o600 } else { 0o444 };
+        Some(self.attributes.file(ino, range.end - range.start, permissions))
     }
 }
 
@@ -111,7 +95,7 @@ impl Filesystem for Windows {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -124,17 +108,30 @@ impl Filesystem for Windows {
             reply.error(Errno::EISDIR);
             return;
         };
-        if owner.is_none() && u64::from(size) > self.page_bytes {
-            reply.error(Errno::EAGAIN); // readahead
-            return;
-        }
         let start = range.start.saturating_add(offset).min(range.end);
         let length = (range.end - start).min(size.into());
+        let mut fault = None;
+        if owner.is_none() {
+            let (thread, page) = (request.pid(), start / self.page_bytes);
+            if u64::from(size) > self.page_bytes {
+                if self.faults.refuses(thread, page, page + length.div_ceil(self.page_bytes)) {
+                    reply.error(Errno::EAGAIN); // readahead
+                    return;
+                }
+            // What is here costs nothing to have, needed or not.
+            } else if !self.image.resident_raw(start, length).is_ok_and(|(here, _)| here) {
+                fault = self.faults.ask(thread, page);
+                if fault.is_none() {
+                    reply.error(Errno::EAGAIN); // readahead as well
+                    return;
+                }
+            }
+        }
         if length == 0 {
             reply.data(&[]); // the end of the file
             return;
         }
-        self.parking.submit(&self.image, Op::Read, start, length, Parked::Read { offset: start, length, reply });
+        self.parking.submit(&self.image, Op::Read, start, length, Parked::Read { offset: start, length, fault, reply });
     }
 
     fn write(

@@ -209,7 +209,7 @@ fn place(marks: &[Mark], (wide, tall): (i32, i32)) -> Vec<Spot> {
 }
 
 /// Wilson's interval of 95 % for a share of so many: unlike the usual one it is sound for few, and near 0 and 1.
-fn wilson(share: f64, of: usize) -> (f64, f64) {
+pub fn wilson(share: f64, of: usize) -> (f64, f64) {
     let n = of as f64;
     let scale = 1.0 + Z * Z / n;
     let centre = (share + Z * Z / (2.0 * n)) / scale;

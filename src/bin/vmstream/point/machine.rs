@@ -16,7 +16,7 @@ pub const MACHINE_BYTES_MAX: u64 = 64 << 10;
 /// First line of every description.
 const FIRST_LINE: &str = "vmstream machine 1";
 /// Most memory that is believed, in bytes.
-const MEMORY_BYTES_MAX: u64 = 16 << 40;
+pub const MEMORY_BYTES_MAX: u64 = 16 << 40;
 
 /// Devices that only the guest sees; what a name here begins with, up to a star.
 const DEVICES: [&str; 40] = [
@@ -143,6 +143,12 @@ impl Machine {
     /// True when it has a device that gives memory back.
     pub fn has_balloon(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Part::Device(words) if words.starts_with("virtio-balloon")))
+    }
+
+    /// True when its guest tells what memory is free.
+    pub fn reports_free_pages(&self) -> bool {
+        let reports = |word: &str| matches!(word, "free-page-reporting=on" | "free-page-reporting=true");
+        self.parts.iter().any(|part| matches!(part, Part::Device(words) if words.split(',').any(reports)))
     }
 
     /// Reads a description. Errors: `EPROTO`, naming the line that cannot be.
@@ -317,7 +323,10 @@ mod tests {
         let machine = Machine::parse(TEXT.as_bytes()).unwrap();
         assert_eq!(machine.to_string(), TEXT);
         assert_eq!((machine.version(), machine.memory_bytes()), (Some((7, 2)), 256 << 20));
-        assert!(!machine.has_balloon());
+        assert!(!machine.has_balloon() && !machine.reports_free_pages());
+        let reporting = format!("{TEXT}device virtio-balloon-pci,free-page-reporting=on\n");
+        let machine = Machine::parse(reporting.as_bytes()).unwrap();
+        assert!(machine.has_balloon() && machine.reports_free_pages());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The image to publish, whatever form it has: a raw file, a block device, qcow2, a cache, or the parts of a restore point.
+//! The image to publish, whatever form it has: a raw file, a block device, qcow2, a cache, the parts of a restore point, or
+//! any of the others with words about how to boot it.
 //!
 //! All forms answer the same questions: how large the disk is, where it may hold data, and what is there. They may be
 //! asked by several threads at once. An image that is written to while it is read would be published as something that
@@ -20,9 +21,12 @@ use vmstream::config::Config;
 use vmstream::error::{Error, Result, errno};
 use vmstream::store;
 
+use super::bootable::Bootable;
 use super::parts::Parts;
 use super::qcow2;
 use super::stop::Stop;
+use crate::point::boot::Boot;
+use crate::point::regions;
 
 /// What some other formats begin with, and where. They are refused rather than published as the bytes of a container.
 const FOREIGN: [(usize, &[u8], &str); 4] =
@@ -44,6 +48,7 @@ enum Kind {
     Raw(File),
     Qcow2(qcow2::Disk),
     Parts(Parts),
+    Bootable(Bootable),
     /// The image of a cache, which stays locked.
     Cache(File, #[expect(dead_code, reason = "holds the lock")] Box<Image>),
 }
@@ -85,6 +90,13 @@ impl Input {
         let (parts, files) = Parts::open(path)?;
         let size = parts.size();
         Self::new(Kind::Parts(parts), path, size, files)
+    }
+
+    /// The same disk with a description behind it of how to boot it.
+    pub fn bootable(self, boot: &Boot) -> Self {
+        let (path, mtime_s, files) = (self.path.clone(), self.mtime_s, self.files.clone());
+        let whole = Bootable::new(self, boot);
+        Self { size: whole.size(), kind: Kind::Bootable(whole), path, mtime_s, files }
     }
 
     fn open_file(path: &Path) -> Result<Self> {
@@ -160,6 +172,14 @@ impl Input {
         if !open.is_complete() {
             log::warn!("{} is not complete; fetching what it lacks from {}", image.display(), open.source_name());
         }
+        if regions::find(&open)?.is_some() {
+            let text = format!(
+                "{} is a cache of an image with parts, such as a restore point, which would be taken for one disk: publish what \
+                 it was made of, or copy the files at its origin",
+                path.display()
+            );
+            return Err(Error::new(errno::ENOTSUP, text));
+        }
         complete(&open, &image, Config::default().open_timeout, stop)?;
         let file = File::open(&image).map_err(|e| Error::io(format_args!("cannot open {}", image.display()), e))?;
         Self::new(Kind::Cache(file, Box::new(open)), path, summary.pinned.geometry.size(), vec![image])
@@ -180,6 +200,7 @@ impl Input {
     pub fn table(&self) -> Option<u64> {
         match &self.kind {
             Kind::Parts(parts) => Some(parts.table()),
+            Kind::Bootable(whole) => Some(whole.table()),
             _ => None,
         }
     }
@@ -213,6 +234,7 @@ impl Input {
         match &self.kind {
             // Of a device nobody knows before it is read.
             Kind::Raw(_) if self.raw_file().is_none() => self.size,
+            Kind::Bootable(whole) => whole.disk().data_bytes(),
             // A compressed one may be several times as large in the end; then the estimate is late.
             _ => self.size.min(allocated),
         }
@@ -224,6 +246,7 @@ impl Input {
         match &self.kind {
             Kind::Qcow2(disk) => disk.next_data(at, end),
             Kind::Parts(parts) => parts.next_data(at, end),
+            Kind::Bootable(whole) => whole.next_data(at, end),
             Kind::Raw(file) | Kind::Cache(file, _) => {
                 next_data(file, at, end).map_err(|e| Error::io(format_args!("cannot read {}", self.path.display()), e))
             }
@@ -235,6 +258,7 @@ impl Input {
         let file = match &self.kind {
             Kind::Qcow2(disk) => return disk.read(offset, bytes),
             Kind::Parts(parts) => return parts.read(offset, bytes),
+            Kind::Bootable(whole) => return whole.read(offset, bytes),
             Kind::Raw(file) | Kind::Cache(file, _) => file,
         };
         let read = file.read_exact_at(bytes, offset);

@@ -2,7 +2,9 @@
 //!
 //! The one truth about what was learnt is the model inside the published packs file, because the pointer names it and the
 //! pointer is replaced in one step; `model.vmm` among the publisher's own files is a copy for people and for `vmstream
-//! train`. So a publisher that is killed in the middle has published the old model, and learns the new one again.
+//! train`. What belongs to the model - the list of sessions that were learnt, and the base beneath collected ones - is
+//! [`prepared`] before it is published. So a publisher that is killed in the middle has published the old model, and learns
+//! the new one again, or the new one, and nothing of it is learnt twice or forgotten.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,14 +18,13 @@ use vmstream::tree::Tree;
 
 use super::collected::{self, Collected};
 use super::pack::pack;
+use super::prepared;
 use super::site::{Desk, Site};
 use super::stop::Stop;
 use crate::files;
 
 /// Name of the copy of the model.
 pub const MODEL: &str = "model.vmm";
-/// Name of the list of sessions that were learnt.
-const LEDGER: &str = "learnt";
 
 /// What a republishing came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +113,7 @@ impl<'a> Learning<'a> {
     /// model, and `same_image` says that it is of this version of the image.
     pub fn remember(&mut self, desk: &Desk, kept: &[u8], same_image: bool) -> Result<()> {
         let own = desk.site().own(desk.name());
+        prepared::settle(&own, kept)?;
         self.ledger = read_ledger(&own);
         let collected = Collected::load(&own);
         if same_image && collected.has_made(kept) {
@@ -176,26 +178,28 @@ impl<'a> Learning<'a> {
 }
 
 impl Lesson {
-    /// Says, before it is published, that this model has collected sessions in it, if it has: a server that finds it must
-    /// not take them for the publisher's own.
+    /// Says, before it is published, what belongs to this model; and that it has collected sessions in it, if it has: a
+    /// server that finds it must not take them for the publisher's own.
     pub fn announce(&self, desk: &Desk) -> Result<()> {
-        let Some(Beneath { collected, .. }) = &self.collected else { return Ok(()) };
+        let own = desk.site().own(desk.name());
+        let ledger: String = self.ledger.iter().map(|mark| format!("{mark}\n")).collect();
+        let beneath = self.collected.as_ref();
+        prepared::prepare(&own, &self.model, beneath.and_then(|beneath| beneath.base.as_deref()), &ledger)?;
+        let Some(Beneath { collected, .. }) = beneath else { return Ok(()) };
         let mut collected = collected.clone();
         if !collected.has_made(&self.model) {
             collected.models.push(collected::hash(&self.model));
-            collected.save(&desk.site().own(desk.name()))?;
+            collected.save(&own)?;
         }
         Ok(())
     }
 
-    /// Keeps model and list of sessions among the publisher's own files. After it was published: what is missing here
-    /// is learnt again.
+    /// After it was published: puts what belongs to it in place among the publisher's own files, and a copy of it.
     pub fn keep(&self, desk: &Desk) -> Result<()> {
-        if let Some(Beneath { base: Some(base), .. }) = &self.collected {
-            files::replace(&collected::base_path(&desk.site().own(desk.name())), base)?;
-        }
-        desk.write_own(MODEL, &self.model)?;
-        desk.write_own(LEDGER, self.ledger.iter().map(|mark| format!("{mark}\n")).collect::<String>().as_bytes())
+        let own = desk.site().own(desk.name());
+        prepared::settle(&own, &self.model)?;
+        prepared::clear(&own);
+        desk.write_own(MODEL, &self.model)
     }
 }
 
@@ -209,6 +213,6 @@ fn is_of(session: &Subject, this: &Subject) -> bool {
 /// Sessions that the publisher has learnt, by the first 32 digits of the hash of their files; from the private directory of an
 /// image.
 pub fn read_ledger(own: &Path) -> BTreeSet<String> {
-    let text = std::fs::read_to_string(own.join(LEDGER));
+    let text = std::fs::read_to_string(prepared::ledger_path(own));
     text.map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default()
 }

@@ -34,7 +34,7 @@ impl Parts {
             *length = file.metadata().map_err(|e| Error::io(&what, e))?.len();
             files.push((path, file));
         }
-        let regions = Regions::of_lengths(lengths);
+        let regions = Regions::of_lengths(lengths.map(Some));
         let placed = files.into_iter().zip(regions.iter());
         let files: Vec<_> = placed.map(|((path, file), (_, range))| (path, file, range.clone())).collect();
         let paths = files.iter().map(|(path, _, _)| path.clone()).collect();

@@ -22,6 +22,8 @@ use super::versions::{Version, Versions};
 
 /// Longest name, in bytes: leaves room for hash and ending in the 255 of a file name, and for a person's patience.
 const NAME_BYTES_MAX: usize = 100;
+/// What an address can begin with under which a site is served.
+const SCHEMES: [&str; 2] = ["https://", "http://"];
 /// The publisher's own directory. Servers do not show names that begin with a dot; `vmstream serve` never does.
 const OWN: &str = ".vmstream";
 /// Mode of the publisher's own directories: sessions say what guests do.
@@ -356,6 +358,10 @@ impl std::str::FromStr for Base {
                     .to_owned(),
             );
         }
+        let host = SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme));
+        if host.is_none_or(|host| host.starts_with(['/', '?']) || host.is_empty()) {
+            return Err("must begin with https:// or http:// and a host".to_owned());
+        }
         let (folder, query) = text.split_at(text.find('?').unwrap_or(text.len()));
         Ok(Self { folder: folder.trim_end_matches('/').to_owned(), query: query.to_owned() })
     }
@@ -370,6 +376,10 @@ pub fn link(base: Option<&Base>, site: &Site, name: &str, root: &Root) -> String
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
+    if to.is_dir() {
+        let text = format!("{} is a directory where a published file belongs: move it away", to.display());
+        return Err(Error::new(errno::EINVAL, text));
+    }
     fs::rename(from, to).map_err(|e| Error::io(format_args!("cannot rename {} to {}", from.display(), to.display()), e))
 }
 

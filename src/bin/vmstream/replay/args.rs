@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use vmstream::config::{parse_duration, parse_rate};
 use vmstream::replay::Policy;
 
+use super::hold::Hold;
 use crate::parse_with;
 
 /// Replay recorded sessions on a modelled link, and say how long the guests would wait
@@ -87,6 +88,19 @@ pub struct ReplayArgs {
     /// Ask in the same way, show it, and draw what was said against what happened into FILE, as SVG
     #[arg(long, value_name = "FILE")]
     pub calibration_svg: Option<PathBuf>,
+
+    /// Hold each guest back for 0 s, and each time longer, before it begins, and show the risk said then beside what happened
+    #[arg(long, value_name = "up-to=30m[,every=90s][,for=30s][,risk=5%]", value_parser = Hold::parse,
+        conflicts_with_all = ["live", "on", "json", "svg", "calibration", "calibration_svg"])]
+    pub hold: Option<Hold>,
+
+    /// Write what came of these trials to FILE, as a JSON object
+    #[arg(long, value_name = "FILE", requires = "hold")]
+    pub hold_json: Option<PathBuf>,
+
+    /// Draw what came of these trials into FILE, as SVG
+    #[arg(long, value_name = "FILE", requires = "hold")]
+    pub hold_svg: Option<PathBuf>,
 }
 
 impl ReplayArgs {

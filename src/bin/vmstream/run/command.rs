@@ -5,13 +5,12 @@ use std::process::Command;
 
 use vmstream::error::{Error, Result, errno};
 
+use super::qemu::What;
 use crate::point::MEMORY;
 use crate::point::machine::{Machine, Part, version};
 
 /// The program for an image that does not say what machine it wants.
 pub const PROGRAM: &str = "qemu-system-x86_64";
-/// The memory of such a machine, in QEMU's words: enough for a desktop, and another `-m` behind it counts.
-const MEMORY_DEFAULT: &str = "1G";
 /// What QEMU adds to a machine whose kernel it hands over: a program in a ROM. The kernel itself is needed no more.
 const KERNEL_ROM: &str = "linuxboot_dma.bin";
 /// Options that say where the screen is.
@@ -56,18 +55,21 @@ pub fn check(machine: &Machine) -> Result<String> {
     Ok(program)
 }
 
-/// The command line. Without a machine it is a plain one that boots.
-pub fn words(machine: Option<&Machine>, paths: &Paths<'_>) -> Vec<String> {
+/// The command line. Of several `-m` the last counts, which is the user's.
+pub fn words(what: What<'_>, paths: &Paths<'_>) -> Vec<String> {
     let mut words = Vec::new();
     let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
     let file = format!("file={},format=qcow2,discard=unmap", comma(paths.overlay));
     add("-qmp", format!("unix:{},server=on,wait=off", paths.socket));
-    let Some(machine) = machine else {
-        add("-machine", "q35,accel=kvm:tcg".to_owned());
-        add("-m", MEMORY_DEFAULT.to_owned());
-        add("-drive", format!("if=virtio,{file}"));
-        words.push("-S".to_owned());
-        return words;
+    let machine = match what {
+        What::Restored(machine) => machine,
+        What::Booted(memory_bytes) => {
+            add("-machine", "q35,accel=kvm:tcg".to_owned());
+            add("-m", format!("{}M", memory_bytes >> 20));
+            add("-drive", format!("if=virtio,{file}"));
+            words.push("-S".to_owned());
+            return words;
+        }
     };
     let id = &machine.memory_id;
     add("-machine", format!("{},accel={},memory-backend={id}", machine.kind, machine.accelerator));
@@ -157,7 +159,7 @@ mod tests {
     #[test]
     fn a_machine_becomes_a_command_line() {
         let machine = Machine::parse(MACHINE.as_bytes()).unwrap();
-        let line = words(Some(&machine), &paths()).join(" ");
+        let line = words(What::Restored(&machine), &paths()).join(" ");
         for part in [
             "-machine pc-q35-7.2,accel=tcg,memory-backend=ram -m 256M",
             "mem-path=/c,,d/m/memory.raw,share=off",
@@ -167,7 +169,7 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part}: {line}");
         }
-        assert!(words(None, &paths()).join(" ").contains("-drive if=virtio,file=/c,,d/o"));
+        assert!(words(What::Booted(1 << 30), &paths()).join(" ").contains("-m 1024M -drive if=virtio,file=/c,,d/o"));
     }
 
     #[test]

@@ -22,7 +22,7 @@ const WINDOW_BYTES_MAX: u64 = 64 << 20;
 /// served, nor is anything outside DIR that a symbolic link leads to. With --rate, --rtt or --down all connections
 /// share one shaped link, so that on one machine things go as they would over a slow line.
 ///
-/// SIGINT or SIGTERM lets responses under way end, for ten seconds at most; a second signal ends at once. SIGUSR1
+/// SIGINT, SIGTERM or SIGHUP lets responses under way end, for ten seconds at most; a second signal ends at once. SIGUSR1
 /// writes the statistics.
 #[derive(Args)]
 pub struct ServeArgs {

@@ -29,6 +29,7 @@ use crate::files;
 use crate::publish::collected::{self, Collected};
 use crate::publish::learn::{MODEL, read_ledger};
 use crate::publish::pack::published_model;
+use crate::publish::prepared;
 use crate::publish::site::Site;
 
 /// Sessions that are learnt by one call of the trainer, and so age together.
@@ -82,8 +83,12 @@ pub fn is_behind(images: &Images, name: &str, entries: &[Entry]) -> bool {
 /// most, and 80 for the one that is being read) and for what a model remembers, and time in proportion.
 pub fn learn(images: &Images, image: &Published, entries: &[Entry], publish: Publish) -> Result<Learnt> {
     let own = images.private(&image.name);
-    let mut ledger = Collected::load(&own);
     let present = self::present(images, &image.name)?;
+    if let Some(bytes) = &present {
+        // What its publisher meant to say of it, but was killed.
+        prepared::settle(&own, bytes)?;
+    }
+    let mut ledger = Collected::load(&own);
     let ours = present.as_ref().is_some_and(|bytes| ledger.has_made(bytes));
     let base = if ours { collected::read_base(&own)? } else { present.clone() };
     if !ours {
@@ -410,6 +415,35 @@ mod tests {
         assert_eq!(site.learn().unwrap(), Learnt::Published(1));
         assert_eq!(site.model().learnt().sessions, 2);
         assert!(!is_behind(&site.images, "disk", site.history.entries()));
+    }
+
+    #[test]
+    fn a_publisher_that_was_killed_when_it_had_published_loses_nothing() {
+        let mut site = site();
+        site.sends(1, session([100, 101]));
+        site.sends(2, session([200, 201]));
+        site.learn().unwrap();
+        let own = site.images.private("disk");
+        let taught = |base: Option<Vec<u8>>| {
+            let begun = base.map(|base| Trainer::resume("base", &base[..], Limits::default()).unwrap());
+            let mut trainer = begun.unwrap_or_else(|| Trainer::new(site.image().geometry, Limits::default()));
+            trainer.add(&session([7, 8, 9])).unwrap();
+            trainer.finish_file().1
+        };
+        let (model, base) = (taught(fs::read(own.join("model.vmm")).ok()), taught(None));
+        let mut known = Collected::load(&own);
+        known.models.push(collected::hash(&model));
+        known.save(&own).unwrap();
+        prepared::prepare(&own, &model, Some(&base), "0123\n").unwrap();
+        // Not published yet, so it is not true yet.
+        site.learn().unwrap();
+        assert!(read_ledger(&own).is_empty() && site.model().owner(Block(7)).is_none());
+        fs::write(own.join("model.vmm"), &model).unwrap();
+        site.sends(3, session([300, 301]));
+        site.learn().unwrap();
+        let has = |block| site.model().owner(Block(block)).is_some();
+        assert!(has(7) && has(100) && has(300));
+        assert_eq!((site.model().learnt().sessions, read_ledger(&own).len()), (4, 1));
     }
 
     #[test]

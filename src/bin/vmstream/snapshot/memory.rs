@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -71,6 +71,14 @@ impl Memory {
         self.bytes
     }
 
+    /// How much of it is no hole now, in bytes.
+    pub fn used_bytes(&self) -> Result<u64> {
+        let metadata = self.file.metadata();
+        metadata
+            .map(|metadata| metadata.blocks() * 512)
+            .map_err(|e| Error::io(format_args!("cannot examine the memory's {}", self.path.display()), e))
+    }
+
     /// Copies it to an empty file, zeroes as holes; answers how many bytes were not zero. The machine must stand still.
     pub fn copy(&self, target: &File) -> Result<u64> {
         copy(&self.file, self.bytes, target)
@@ -106,7 +114,6 @@ fn copy(source: &File, bytes: u64, target: &File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn zeroes_become_holes() {

@@ -1,25 +1,22 @@
 //! An open image: what a front end or a disk driver holds.
 
+mod account;
+mod opening;
+
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
-use crate::block::Geometry;
-use crate::config::{Config, ModelChoice, Prefetch, parse_duration, parse_switch};
+use crate::block::{Block, Geometry};
+use crate::config::{Prefetch, parse_duration, parse_switch};
 use crate::engine::Engine;
 use crate::error::{Error, Result, errno};
 use crate::gate::{Answer, Gate, Op};
 use crate::learner::Learner;
-use crate::notify::{Completion, CompletionQueue, Notifier};
-use crate::planner::Planner;
+use crate::notify::Completion;
 use crate::predictor::Foresight;
-use crate::session::{self, Subject};
-use crate::source::published::{KEPT_ENDING, root_of};
-use crate::source::{self, Published, Source};
-use crate::stats::{CALM_RISK, Forecast, ModelInUse, Stats};
-use crate::store::{Cache, Place};
-use crate::sys::{FileMap, with_signals_blocked};
+use crate::source::Published;
+use crate::sys::FileMap;
 use crate::time::Moment;
 use crate::uploader::Uploader;
 
@@ -56,119 +53,6 @@ impl std::fmt::Debug for Image {
 }
 
 impl Image {
-    /// Opens an image with `key=value` options (see [`Config`]); completions are taken with [`Image::reap`].
-    ///
-    /// Blocks until the origin has said what the image is, unless the cache knows it from before: then no contact
-    /// is made. Errors: what the origin, the cache or the options are wrong about.
-    pub fn open<S: AsRef<str>>(options: impl IntoIterator<Item = S>) -> Result<Self> {
-        Self::open_notifying(options, Notifier::Queue(Box::new(CompletionQueue::new()?)))
-    }
-
-    /// Opens an image whose completions go to `ready`, called on library threads.
-    pub fn open_with<S: AsRef<str>>(
-        options: impl IntoIterator<Item = S>,
-        ready: impl Fn(Completion) + Send + Sync + 'static,
-    ) -> Result<Self> {
-        Self::open_notifying(options, Notifier::Callback(Box::new(ready)))
-    }
-
-    /// Opens an image with completions going where `notifier` says.
-    pub fn open_notifying<S: AsRef<str>>(options: impl IntoIterator<Item = S>, notifier: Notifier) -> Result<Self> {
-        Self::open_config(Config::parse(options)?, notifier)
-    }
-
-    fn open_config(mut config: Config, notifier: Notifier) -> Result<Self> {
-        let cache = Cache::lock(&Place::of(&config))?;
-        let pinned = cache.pinned().cloned();
-        if let Some(pinned) = &pinned {
-            let block_bytes = pinned.geometry.block_bytes();
-            if config.block_bytes_given && config.block_bytes != block_bytes {
-                let reason = format!(
-                    "this cache was made with block_size={block_bytes}; leave the option out or use another cache"
-                );
-                return Err(Error::option("block_size", &config.block_bytes.to_string(), reason));
-            }
-            config.block_bytes = block_bytes;
-        }
-        let mut source = open_source_aside(&config, pinned.as_ref().map(|p| &p.identity))?;
-        if let Some(pinned) = &pinned
-            && pinned.source != source.name()
-            && root_of(&pinned.identity).is_none()
-        {
-            // Known by another name, and not by its hash: the origin has to say that it is the same image.
-            log::info!(
-                "this cache was made from {}; asking {} whether it is the same image",
-                pinned.source,
-                source.name()
-            );
-            source = open_source_aside(&config, None)?;
-        }
-        if let Some(published) = source.published() {
-            if let Some(tree) = published.tree()
-                && pinned.is_none()
-                && !config.block_bytes_given
-            {
-                // Checked are whole blocks of the tree, so no others are worth fetching.
-                config.block_bytes = tree.geometry().block_bytes();
-            }
-            if let Some(path) = Place::of(&config).beside(KEPT_ENDING) {
-                published.keep_pointer(path);
-            }
-        }
-        Self::assemble(cache, source, config, notifier)
-    }
-
-    /// Opens an image over a source of the caller's own, for embedders with another transport and for tests.
-    pub fn open_source<S: AsRef<str>>(
-        source: Box<dyn Source>,
-        options: impl IntoIterator<Item = S>,
-        notifier: Notifier,
-    ) -> Result<Self> {
-        let named = [format!("source={}", source.name())];
-        let options = options.into_iter().map(|o| o.as_ref().to_owned());
-        let mut config = Config::parse(named.into_iter().chain(options))?;
-        // Nothing is known of what else such a transport can bring, so nobody is asked for a model.
-        config.sources.clear();
-        Self::assemble(Cache::lock(&Place::of(&config))?, source, config, notifier)
-    }
-
-    fn assemble(cache: Cache, source: Box<dyn Source>, mut config: Config, notifier: Notifier) -> Result<Self> {
-        let identity = source.identity().clone();
-        let geometry = Geometry::new(identity.size, config.block_bytes)?;
-        let (store, journal, present) = cache.begin(&identity, geometry, &source.name())?;
-        if store.ephemeral() && !config.fill_given {
-            config.fill = false; // a nameless file must not eat the disk unasked
-        }
-        let gate = Gate::new(geometry, &config)?;
-        for run in present {
-            gate.states.restore(run);
-        }
-        log::info!(
-            "{}: {} bytes, {} resident in {}",
-            source.name(),
-            geometry.size(),
-            gate.states.resident_count() * geometry.block_bytes(),
-            store.path().map_or("a temporary file".into(), |path| path.to_string_lossy())
-        );
-        let sessions = session::Directory::of(&config);
-        let subject = Subject::now(&identity, geometry);
-        let writer = sessions.map(|directory| session::Writer::new(directory, subject.clone()));
-        let complete = gate.states.resident_count() == geometry.blocks();
-        let published = source.published();
-        let engine = Engine::start(gate, store, journal, source, notifier, writer, &config)?;
-        let uploader = Uploader::start(&config, &subject, published);
-        let learner = match config.model {
-            ModelChoice::Off => Learner::idle("model=off"),
-            _ if config.bulk => Learner::idle("nobody waits for single blocks (bulk=on)"),
-            _ if complete => Learner::idle("the image is complete"),
-            _ => Learner::start(&config, subject, engine.follower()),
-        };
-        if config.bulk || complete {
-            engine.change(Planner::release_fill); // nobody else will
-        }
-        Ok(Self { learner, uploader, engine, map: OnceLock::new(), opened: Moment::now() })
-    }
-
     /// From now on follows the guest with a foresight of the caller's own, which knows nothing of what was touched
     /// before, instead of the model that was found or is still to come.
     pub fn follow(&self, foresight: Option<Box<dyn Foresight>>) {
@@ -328,6 +212,12 @@ impl Image {
         Ok(self.map.get_or_init(|| map).address())
     }
 
+    /// Modification time of the image, in seconds since 1970: that of the published one where the origin has said it, else when the
+    /// cache was made, or the image opened that has none. It does not change, whatever arrives or is written.
+    pub fn mtime_s(&self) -> i64 {
+        self.engine.shared.store.mtime_s()
+    }
+
     /// Size of the image, in bytes.
     pub fn size(&self) -> u64 {
         self.geometry().size()
@@ -358,69 +248,22 @@ impl Image {
         self.engine.last_error()
     }
 
-    /// The counters.
-    pub fn stats(&self) -> Stats {
-        let shared = &self.engine.shared;
-        let counters = &shared.counters;
-        let now = Moment::now();
-        let mut stats = self.engine.look(|planner| {
-            let tally = planner.tally(now);
-            Stats {
-                demand_fetches: tally.demand_fetches,
-                prefetch_fetches: tally.prefetch_fetches,
-                stalls: tally.stalls,
-                joined: tally.joined,
-                stalled: tally.stalled,
-                waiting: planner.waiting() as u64,
-                rate: planner.link().rate() as u64,
-                round_trip: planner.link().round_trip().unwrap_or_default(),
-                failed: planner.has_failed(),
-                failures_on_end: planner.failures_on_end(),
-                ..Stats::default()
-            }
-        });
-        stats.size = self.size();
-        stats.resident_bytes = (shared.gate.states.resident_count() * self.block_size()).min(self.size());
-        stats.bytes_fetched = counters.bytes_fetched.get();
-        stats.bytes_zero = counters.bytes_zero.get();
-        stats.bytes_dropped = counters.bytes_dropped.get();
-        stats.requests = shared.source.requests();
-        stats.fetch_errors = counters.fetch_errors.get();
-        stats.first_hits = shared.gate.first_hits();
-        stats.misses = counters.misses.get();
-        stats.flushes = counters.flushes.get();
-        stats.checkpoints = counters.checkpoints.get();
-        stats
-    }
-
-    /// The model that the guest is followed by. It may come, and give way to a better one, while the image is in use.
-    pub fn model(&self) -> ModelInUse {
-        self.learner.status()
-    }
-
-    /// What is to be expected in the next `horizon`; [`Forecast::calm_in`] is for a risk of [`CALM_RISK`]. With a model
-    /// it takes a few milliseconds, in which it holds up nobody.
-    pub fn forecast(&self, horizon: Duration) -> Forecast {
-        self.forecast_below(horizon, CALM_RISK)
-    }
-
-    /// The same with [`Forecast::calm_in`] for a risk of one's own, from 0 to 1.
-    pub fn forecast_below(&self, horizon: Duration, risk: f64) -> Forecast {
-        let gate = self.gate();
-        let outlook = self.engine.look(|planner| planner.outlook(Moment::now()));
-        let resident = gate.states.resident_count() * self.block_size();
-        outlook.forecast(horizon, risk, self.size().saturating_sub(resident), gate)
-    }
-
-    /// True when anything is fetched that the guest has not asked for: unless both `prefetch` and `fill` are off.
-    pub fn fetches_ahead(&self) -> bool {
-        self.engine.look(Planner::fetches_ahead)
-    }
-
     /// Names this moment of the session, for people who read its record. A name longer than 256 bytes is cut.
     pub fn mark(&self, name: &str) {
         self.engine.mark(name);
         log::info!("mark after {:.3} s: {name}", Moment::now().since(self.opened).as_secs_f64());
+    }
+
+    /// Has nothing of this session written to its record until [`Image::keep_session`]; an image that is closed before leaves none.
+    /// For whoever reads the image before it is clear that a guest will: call it before the first request. Some ten
+    /// thousand accesses are kept so long, in memory, and of more the number.
+    pub fn hold_session(&self) {
+        self.engine.hold_record(true);
+    }
+
+    /// Has this session recorded from its beginning: there is a guest.
+    pub fn keep_session(&self) {
+        self.engine.hold_record(false);
     }
 
     /// Changes an option while the image is open: `prefetch`, `fill` or `error_after`.
@@ -446,6 +289,21 @@ impl Image {
                 ));
             }
         }
+        Ok(())
+    }
+
+    /// Has the fill go on at this byte, and with the image's beginning behind its end: for an image of several parts, of which
+    /// one is wanted before the others.
+    ///
+    /// Errors: `EINVAL` at the image's end or beyond.
+    pub fn fill_from(&self, offset: u64) -> Result<()> {
+        let geometry = self.geometry();
+        if offset >= geometry.size() {
+            let text = format!("cannot fill from {offset}: the image has {} bytes", geometry.size());
+            return Err(Error::new(errno::EINVAL, text));
+        }
+        let block = Block(offset / geometry.block_bytes());
+        self.engine.change(|p| p.fill_from(block));
         Ok(())
     }
 
@@ -486,15 +344,4 @@ impl Image {
         }
         self.uploader.finish_after(|| self.engine.finish())
     }
-}
-
-/// Opens the source on a thread of its own: looking up a host name may start threads, and they inherit its signal mask.
-/// The caller keeps its own mask meanwhile, so that it can still be interrupted.
-fn open_source_aside(config: &Config, pinned: Option<&source::Identity>) -> Result<Box<dyn Source>> {
-    std::thread::scope(|scope| {
-        let builder = std::thread::Builder::new().name("vms-open".to_owned());
-        let opener = with_signals_blocked(|| builder.spawn_scoped(scope, || source::open(config, pinned)));
-        let opener = opener.map_err(|e| Error::io("cannot start thread vms-open", e))?;
-        opener.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }

@@ -1,17 +1,22 @@
-//! The links that `run` takes: those of `vmstream publish`, and `vmstream://` ones, which a desktop can hand to this tool.
+//! Links to published images as people give them to a command: those of `vmstream publish`, and `vmstream://` ones, which a desktop
+//! hands to this tool and people copy from pages.
 
-use vmstream::error::{Error, Result};
+use vmstream::error::{Error, Result, errno};
 
 /// The scheme of links that are for this tool.
 const SCHEME: &str = "vmstream://";
 
-/// The `source=` that a link means. `vmstream://` is https, and http where the host is this machine: there nobody can listen,
+/// The `source=` that a link means; what is no link of ours is one already. `vmstream://` is https, and http where the host is this machine: there nobody can listen,
 /// and nobody has a certificate.
 pub fn source(link: &str) -> Result<String> {
-    let Some(rest) = link.strip_prefix(SCHEME) else { return Ok(link.to_owned()) };
+    let Some((_, rest)) = link.split_at_checked(SCHEME.len()).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(SCHEME))
+    else {
+        return Ok(link.to_owned());
+    };
     let authority = rest.split(['/', '#', '?']).next().unwrap_or_default();
     if authority.is_empty() || authority.contains('@') {
-        return Err(Error::option("LINK", link, "must be vmstream://HOST/PATH.vmp#HASH"));
+        let text = format!("'{link}' names no host or a user: a link is vmstream://HOST/PATH.vmp#HASH");
+        return Err(Error::new(errno::EINVAL, text));
     }
     let scheme = if is_loopback(authority) { "http" } else { "https" };
     Ok(format!("{scheme}://{rest}"))
@@ -33,7 +38,8 @@ mod tests {
     fn a_link_of_ours_is_https_but_at_home() {
         for (link, expected) in [
             ("vmstream://h.example/a/b.vmp#12", "https://h.example/a/b.vmp#12"),
-            ("vmstream://h:8443/b.vmp", "https://h:8443/b.vmp"),
+            ("VMstream://h:8443/b.vmp", "https://h:8443/b.vmp"),
+            ("vmstream:/h/b.vmp", "vmstream:/h/b.vmp"),
             ("vmstream://127.0.0.1:8080/b.vmp#12", "http://127.0.0.1:8080/b.vmp#12"),
             ("vmstream://localhost/b.vmp", "http://localhost/b.vmp"),
             ("vmstream://[::1]:80/b.vmp", "http://[::1]:80/b.vmp"),
