@@ -18,9 +18,11 @@ impl Shared {
             },
             None => None,
         };
-        self.holes_known.store(true, Ordering::Relaxed);
+        // The planner first: what a thread plans after this call is planned with the holes, also if another one was told first
+        // and does not get the planner yet.
         if let Some(tree) = tree {
             self.change(|planner| planner.set_holes(tree));
         }
+        self.holes_known.store(true, Ordering::Relaxed);
     }
 }
