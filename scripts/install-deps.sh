@@ -120,3 +120,6 @@ install || { apt-get update -q >&2 && install; } || {
     missing+=("qemu-utils=$tools")
     apt-get install -y -q --no-install-recommends --allow-downgrades "${missing[@]}" </dev/null >&2
 }
+
+# apt may have taken away what was there before: the release's emulator drives out tools that are a newer one's.
+[ -n "${VMSTREAM_DEPS_AGAIN-}" ] || VMSTREAM_DEPS_AGAIN=1 exec "$0" "$@"

@@ -178,6 +178,14 @@ check "and the machine" wait_for 5 "the machine to end" not runs "$hasty"
 same "its mount is gone" 0 "$(mounts_at "$work/hasty.cache/run/mnt")"
 check "and its directory" test ! -e "$work/hasty.cache/run"
 
+user shot hasty.cache
+kill -KILL "$(machine_of shot)"
+status=0
+wait "${pid_of[shot]}" || status=$?
+unset 'pid_of[shot]'
+same "a machine that is killed has the run end as in a shell" 137 $status
+check "and say so" grep -q 'qemu-system-x86_64 was killed by SIGKILL' "$work/shot.log"
+
 user victim hasty.cache
 victim=$(machine_of victim)
 stop victim KILL || true

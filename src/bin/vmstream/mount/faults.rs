@@ -13,16 +13,19 @@
 //!
 //! The first piece of a guess cannot be told when it is a single page, and is fetched. The page at which the thread has stopped
 //! is never lost: it comes again after a refusal. Nor does a page that was taken for a guess cost the guest more than a moment:
-//! the kernel tries a fault that failed once more, and the same page is not refused twice.
+//! the kernel tries a fault that failed once more, and the same page is not refused twice. That must hold whatever else comes in
+//! between, as the second refusal kills the monitor (SIGBUS): pieces of earlier guesses may be late, since the kernel sends twelve
+//! at a time, and requests of one thread may overtake each other on their way to here.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A guess is no longer, in pages: two large pages of 2 MiB, in small ones of 4 KiB.
 const GUESS_PAGES: u64 = 1024;
 
-/// So many refused pages are remembered of a thread; what comes then is let through.
-const REFUSED_MAX: usize = 4096;
+/// So many of the single pages refused last are remembered: more than can come between the two tries of a fault, which are the
+/// pieces of the guess and what is late of earlier ones.
+const REFUSED_MAX: usize = 16 * GUESS_PAGES as usize;
 
 /// What the threads of a monitor ask for.
 #[derive(Debug, Default)]
@@ -32,7 +35,12 @@ pub struct Faults(Mutex<Known>);
 struct Known {
     /// By thread. One that was answered all it asked for, and refused nothing, has none.
     guesses: HashMap<u32, Guess>,
-    /// Number of the last guess.
+    /// Single pages that were refused and have not come again, and the number of that refusal. They outlive the guess that they
+    /// were taken for: a fault is not over when another one seems to begin.
+    refused: HashMap<u64, u64>,
+    /// The last refusals in their order: page and number.
+    refusals: VecDeque<(u64, u64)>,
+    /// Number of the last guess or refusal.
     count: u64,
 }
 
@@ -47,8 +55,6 @@ struct Guess {
     unanswered: u32,
     /// A piece of several pages was refused.
     broken: bool,
-    /// Single pages refused since the thread was last seen at the one that it needs.
-    refused: HashSet<u64>,
     /// The last piece of several pages that was refused, if nothing was asked for since.
     piece: Option<(u64, u64)>,
 }
@@ -71,11 +77,8 @@ impl Faults {
             return false;
         }
         if !guess.goes_on_at(first) {
-            // A piece that was overtaken by the page which the thread needs says nothing of that page.
-            let refused = std::mem::take(&mut guess.refused);
             known.begin(thread, first);
-            let guess = known.guess(thread, first);
-            (guess.refused, guess.piece) = (refused, Some((first, end)));
+            known.guess(thread, first).piece = Some((first, end));
         }
         let guess = known.guess(thread, first);
         (guess.end, guess.broken) = (end, true);
@@ -86,11 +89,13 @@ impl Faults {
     /// has no number for here; of such nothing is known.
     pub fn ask(self: &Arc<Self>, thread: u32, page: u64) -> Option<Fault> {
         let mut known = self.lock();
+        let again = known.comes_again(page);
         let guess = known.guess(thread, page);
         guess.piece = None;
         let guessing = thread != 0 && (guess.unanswered > 0 || guess.broken);
-        if guessing && guess.goes_on_at(page) && guess.refused.len() < REFUSED_MAX && guess.refused.insert(page) {
+        if guessing && !again && guess.goes_on_at(page) {
             guess.end = page + 1;
+            known.refuse(page);
             return None;
         }
         if guessing {
@@ -100,7 +105,6 @@ impl Faults {
             guess.first = page;
         }
         let guess = known.guess(thread, page);
-        guess.refused.remove(&page);
         guess.unanswered += 1;
         guess.end = page + 1;
         let number = guess.number;
@@ -115,7 +119,7 @@ impl Faults {
 impl Known {
     /// What the thread is at, a new guess if it was at nothing.
     fn guess(&mut self, thread: u32, first: u64) -> &mut Guess {
-        let Self { guesses, count } = self;
+        let Self { guesses, count, .. } = self;
         guesses.entry(thread).or_insert_with(|| Guess::new(count, first))
     }
 
@@ -124,12 +128,30 @@ impl Known {
         let guess = Guess::new(&mut self.count, first);
         self.guesses.insert(thread, guess);
     }
+
+    /// A single page is refused.
+    fn refuse(&mut self, page: u64) {
+        if self.refusals.len() == REFUSED_MAX
+            && let Some((oldest, number)) = self.refusals.pop_front()
+            && self.refused.get(&oldest) == Some(&number)
+        {
+            self.refused.remove(&oldest);
+        }
+        self.count += 1;
+        self.refused.insert(page, self.count);
+        self.refusals.push_back((page, self.count));
+    }
+
+    /// True for a page that was refused when it came last, whoever asked for it.
+    fn comes_again(&mut self, page: u64) -> bool {
+        self.refused.remove(&page).is_some()
+    }
 }
 
 impl Guess {
     fn new(count: &mut u64, first: u64) -> Self {
         *count += 1;
-        Self { number: *count, first, end: first, unanswered: 0, broken: false, refused: HashSet::new(), piece: None }
+        Self { number: *count, first, end: first, unanswered: 0, broken: false, piece: None }
     }
 
     /// True when a piece that begins with this page may be one more of the guess.
@@ -145,7 +167,7 @@ impl Drop for Fault {
             && guess.number == self.number
         {
             guess.unanswered -= 1;
-            if guess.unanswered == 0 && guess.refused.is_empty() {
+            if guess.unanswered == 0 && guess.piece.is_none() {
                 known.guesses.remove(&self.thread);
             } else if guess.unanswered == 0 {
                 guess.broken = false;
@@ -220,6 +242,35 @@ mod tests {
         assert!(faults.ask(7, 500).is_none());
         assert!(faults.refuses(7, 130, 160));
         assert!(faults.ask(7, 500).is_some());
+    }
+
+    #[test]
+    fn a_late_piece_of_an_earlier_guess_does_not_have_a_fault_refused_twice() {
+        let faults = Arc::new(Faults::default());
+        let _first = faults.ask(7, 500).unwrap();
+        assert!(faults.ask(7, 510).is_none(), "the first try");
+        let _late = faults.ask(7, 120).expect("a piece of an earlier guess, below this one");
+        assert!(faults.ask(7, 510).is_some(), "the second try");
+        let _first = faults.ask(8, 700).unwrap();
+        assert!(faults.ask(8, 710).is_none());
+        let _first = faults.ask(9, 700).unwrap();
+        assert!(faults.ask(9, 710).is_some(), "whoever asks");
+    }
+
+    #[test]
+    fn what_is_remembered_has_a_bound() {
+        let faults = Arc::new(Faults::default());
+        for first in (0..100).map(|guess| guess * GUESS_PAGES) {
+            let _first = faults.ask(7, first).unwrap();
+            assert!((first + 1..first + GUESS_PAGES).all(|page| faults.ask(7, page).is_none()));
+        }
+        for _ in 0..9 {
+            let _first = faults.ask(7, 1).unwrap();
+            assert!(faults.ask(7, 2).is_none());
+            assert!(faults.ask(7, 2).is_some(), "an earlier refusal is forgotten, not the last");
+        }
+        let known = faults.lock();
+        assert_eq!((known.refusals.len(), known.refused.len(), known.guesses.len()), (REFUSED_MAX, REFUSED_MAX - 9, 0));
     }
 
     #[test]

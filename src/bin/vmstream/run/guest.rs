@@ -1,9 +1,11 @@
 //! The process that is a machine, from its start to its end.
 
-use std::process::{Child, Command};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
+use signal_hook::low_level::signal_name;
 use vmstream::Image;
 use vmstream::error::{Error, Result, errno};
 
@@ -68,8 +70,14 @@ impl Guest {
     pub fn check(&mut self) -> Result<()> {
         match self.ended()? {
             None => Ok(()),
-            Some(code) => {
-                let text = format!("{} ended with {code} before the guest could go on; it said why", self.program);
+            Some(status) => {
+                let text = match killer(status) {
+                    Some(signal) => format!("{} was killed by {signal} before the guest could go on", self.program),
+                    None => {
+                        let code = exit_code(status);
+                        format!("{} ended with {code} before the guest could go on; it said why", self.program)
+                    }
+                };
                 Err(Error::new(errno::EIO, text))
             }
         }
@@ -90,19 +98,21 @@ impl Guest {
         error
     }
 
-    fn ended(&mut self) -> Result<Option<u8>> {
-        let status = self.child.try_wait();
-        let status = status.map_err(|e| Error::io(format_args!("cannot wait for {}", self.program), e))?;
-        Ok(status.map(exit_code))
+    fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().map_err(|e| Error::io(format_args!("cannot wait for {}", self.program), e))
     }
 
     /// Waits for its end, seeing to it when a signal asks for that; answers its exit code, or that of the signal it was killed for.
     pub fn wait(&mut self, image: &Image, reporter: &mut Reporter, stop: &Stop) -> Result<u8> {
         let mut reported = Instant::now();
         loop {
-            if let Some(code) = self.ended()? {
+            if let Some(status) = self.ended()? {
                 let killed = stop.signal().filter(|_| self.told && self.manner == Manner::MustBeKilled);
-                return Ok(killed.map_or(code, signals::exit_code));
+                // A signal that nobody sent through us is what a shell would tell of, and the guest cannot.
+                if let Some(signal) = killer(status).filter(|_| !self.told) {
+                    log::error!("{} was killed by {signal}", self.program);
+                }
+                return Ok(killed.map_or(exit_code(status), signals::exit_code));
             }
             if let Some(signal) = stop.signal()
                 && !std::mem::replace(&mut self.told, true)
@@ -120,6 +130,12 @@ impl Guest {
             std::thread::sleep(LOOK_EVERY);
         }
     }
+}
+
+/// The signal that ended a process.
+fn killer(status: ExitStatus) -> Option<String> {
+    let signal = status.signal()?;
+    Some(signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned))
 }
 
 /// Has a process killed when this one is ended at once; `None` on a kernel that cannot say for sure which process is meant.
