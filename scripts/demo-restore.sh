@@ -3,9 +3,10 @@
 #
 # A Debian of more than four gigabytes boots in QEMU (emulated; no KVM is needed), with X, twm and Gnumeric with a sheet. A
 # restore point is taken of it and published. Users work in the sheet, the first near the server, each further one at the end
-# of a link of 25 Mbit/s and 50 ms with what is known from those before; what they needed is learnt and published. (A
-# guest that has to wait does things that one near the server does not, such as writing in its log that it is slow.) Then other users, who do other things in the sheet, get it over a link of 25 Mbit/s and 50 ms, and
-# over one of 8 Mbit/s and 30 ms, each with an empty cache:
+# of a link of 25 Mbit/s and 50 ms with what is known from those before; what they needed is learnt and published. (A guest
+# that has to wait does things that one near the server does not, such as writing in its log that it is slow.) Then other
+# users, who do other things in the sheet, get it over a link of 25 Mbit/s and 50 ms, and over one of 8 Mbit/s and 30 ms, each
+# with an empty cache:
 #
 #   download    everything first, as it lies there (the bytes in use, without holes) or packed with zstd -3. The packed size is
 #               measured; the times are these sizes divided by the rate of the link, and start nothing yet
