@@ -33,7 +33,7 @@ pub struct Faults(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// By thread. One that was answered all it asked for, and refused nothing, has none.
+    /// By thread. One that was answered all it asked for has none, unless a piece of several pages was refused to it last.
     guesses: HashMap<u32, Guess>,
     /// Single pages that were refused and have not come again, and the number of that refusal. They outlive the guess that they
     /// were taken for: a fault is not over when another one seems to begin.
@@ -72,16 +72,16 @@ impl Faults {
     /// end is no guess, but a fault of a kernel with large pages.
     pub fn refuses(&self, thread: u32, first: u64, end: u64) -> bool {
         let mut known = self.lock();
+        let piece = Some((first, end));
         let guess = known.guess(thread, first);
-        if guess.piece.replace((first, end)) == Some((first, end)) {
+        if guess.piece == piece {
             return false;
         }
         if !guess.goes_on_at(first) {
             known.begin(thread, first);
-            known.guess(thread, first).piece = Some((first, end));
         }
         let guess = known.guess(thread, first);
-        (guess.end, guess.broken) = (end, true);
+        (guess.end, guess.broken, guess.piece) = (end, true, piece);
         true
     }
 

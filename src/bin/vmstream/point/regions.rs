@@ -98,10 +98,8 @@ impl Regions {
 impl fmt::Display for Regions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{FIRST_LINE}")?;
-        let named = NAMES.iter().zip(&self.0).filter_map(|((name, _), range)| Some((name, range.as_ref()?)));
-        named
-            .into_iter()
-            .try_for_each(|(name, range)| writeln!(f, "{name} {} {}", range.start, range.end - range.start))
+        let mut named = NAMES.iter().zip(&self.0).filter_map(|((name, _), range)| Some((name, range.as_ref()?)));
+        named.try_for_each(|(name, range)| writeln!(f, "{name} {} {}", range.start, range.end - range.start))
     }
 }
 
